@@ -1,0 +1,139 @@
+"""What happens between the steps of a run: log, validate, save, stop. Each is decided by the step, alike on every rank."""
+
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import torch.distributed as dist
+
+from pants_dist.evaluate import ood_metrics, score_cases, validation_cases, write_tables
+from pants_dist.loader import Loader
+from pants_dist.model import Segmenter
+from pants_dist.store import Store
+from pants_dist.tracking import Tracker
+
+STOP_REQUEST = "stop-request"  # a file in the run folder: all ranks save the same step and end
+
+
+def agreed(value: float, operation: Any = dist.ReduceOp.MAX) -> float:
+    """One number that all ranks share: the largest (or the sum) of what each has."""
+    if not dist.is_initialized():
+        return value
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    tensor = torch.tensor([value], dtype=torch.float64, device=device)
+    dist.all_reduce(tensor, operation)
+    return float(tensor)
+
+
+class Logging(L.Callback):
+    """One line every `train.log_every` steps, and one for the first step and the last."""
+
+    def __init__(self, tracker: Tracker, loader: Loader) -> None:
+        self.tracker, self.loader = tracker, loader
+        self.begun, self.waited_s, self.from_step = 0.0, 0.0, 0
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.begun, self.from_step = time.perf_counter(), trainer.global_step
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        step, train = trainer.global_step, module.settings.train
+        if step % train.log_every and step not in (self.loader.start + 1, train.steps):
+            return
+        loss = agreed(float(outputs["loss"]), dist.ReduceOp.SUM) / trainer.world_size
+        waited = agreed(self.loader.waited_s - self.waited_s)
+        elapsed = max(time.perf_counter() - self.begun, 1e-9)
+        self.tracker.log(step, {
+            "train/loss": loss,
+            "train/grad_norm": float(outputs["grad_norm"]),
+            "train/lr": module.learning_rate(step - 1),
+            "train/samples_per_s": (step - self.from_step) * train.batch / elapsed,
+            "loader/wait_fraction": min(waited / elapsed, 1.0),
+        })  # fmt: skip
+        self.waited_s = self.loader.waited_s
+        self.begun, self.from_step = time.perf_counter(), step
+
+
+class Validation(L.Callback):
+    """Scores a fixed sample of seen and held-out cases every `validation.every` steps, each case once over all ranks."""
+
+    def __init__(self, tracker: Tracker, store: Store) -> None:
+        self.tracker, self.store = tracker, store
+        self.best = float("-inf")
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        step, settings = trainer.global_step, module.settings
+        if not settings.validation.every or step % settings.validation.every:
+            return
+        cases = validation_cases(self.store, settings)
+        mine = cases[trainer.global_rank :: trainer.world_size]
+        folder = self.tracker.run / "validation" / f"step={step:06d}"
+        rows = gathered(list(score_cases(self.store, module, settings, mine)))
+        metrics = ood_metrics(rows, settings.model.structures)
+        if trainer.is_global_zero:
+            write_tables(folder, rows, settings.model.structures)
+        self.tracker.log(step, metrics)
+        if (score := metrics.get("val/dsc", float("-inf"))) > self.best:
+            self.best = score
+            trainer.save_checkpoint(self.tracker.run / "checkpoints" / "best.ckpt")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best = state["best"]
+
+
+def gathered(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of all ranks, on all ranks."""
+    if not dist.is_initialized():
+        return rows
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, rows)
+    return [row for part in parts for row in part]
+
+
+class Checkpoints(L.Callback):
+    """Saves last.ckpt every `train.checkpoint_minutes`, and at the end; marks it with the plan that it belongs to."""
+
+    def __init__(self, run: Path, plan_digest: str) -> None:
+        self.path, self.plan_digest = run / "checkpoints" / "last.ckpt", plan_digest
+        self.saved_at, self.saved_step = time.monotonic(), -1
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        due = time.monotonic() - self.saved_at >= 60 * module.settings.train.checkpoint_minutes
+        if agreed(due):
+            self._save(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self.saved_step != trainer.global_step:
+            self._save(trainer)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        trainer.save_checkpoint(self.path)
+        self.saved_at, self.saved_step = time.monotonic(), trainer.global_step
+
+    def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["plan_digest"] = self.plan_digest
+
+
+class Stopping(L.Callback):
+    """SIGTERM, SIGUSR1 or SIGINT to any rank, or RUN/stop-request, end the run on all ranks after the same step."""
+
+    def __init__(self, run: Path) -> None:
+        self.request = run / STOP_REQUEST
+        self.asked = False
+
+    def on_train_start(self, trainer: L.Trainer, module: Segmenter) -> None:  # type: ignore[override]
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):  # after Lightning has set its own
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: Any) -> None:
+        self.asked = True
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        here = self.asked or (trainer.is_global_zero and self.request.exists())
+        if agreed(here):
+            trainer.should_stop = True

@@ -1,0 +1,284 @@
+"""One case as one file: an uncompressed zip of an OME-Zarr group (RFC-9's `.ozx`), written whole, read by patch.
+
+zarr.json                 OME-Zarr multiscales, and in `pants_dist` what the case says of itself (RECORD)
+0/                        HU (z, y, x), canonical RAS, one shard
+labels/structures/0/      palette codes on the same grid, one shard
+foreground/               voxel coordinates (n, 3) z, y, x; attribute `ranges`: structure -> [start, stop)
+"""
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pants_dist import shard
+from pants_dist.errors import DamagedError, UserError
+
+FORMAT_VERSION = 1
+AIR_HU = -1024
+DATA_KEYS = {"image": "0/c/0/0/0", "codes": "labels/structures/0/c/0/0/0", "foreground": "foreground/c/0/0"}
+ZIP_COMMENT = {"ome": {"version": "0.5", "zipFile": {"centralDirectory": {"jsonFirst": True}}}}
+
+_text, _texts, _ints = pa.string(), pa.list_(pa.string()), pa.list_(pa.int64())
+RECORD = pa.schema([  # what a case says of itself: kept in the case's zarr.json and in the manifest alike
+    ("case", _text), ("dataset", _text), ("official_split", _text), ("center", _text), ("center_kind", _text),
+    ("phase", _text), ("sex", _text), ("age", pa.float64()), ("manufacturer", _text), ("manufacturer_model", _text),
+    ("study_type", _text), ("nationality", _text), ("study_year", _text),
+    ("tumor_flag", pa.bool_()), ("metadata", _text),
+    ("spacing_mm_zyx", pa.list_(pa.float64())), ("palette", _texts), ("structures", _texts), ("annotated", _texts),
+    ("voxels", _text), ("foreground_hu", pa.list_(pa.float32())),
+    ("source_shape_ijk", _ints), ("source_orientation", _text), ("source_affine", pa.list_(pa.float64())),
+    ("source_dtype", _text), ("source_slope", pa.float64()), ("source_inter", pa.float64()),
+    ("source_bytes", pa.int64()),
+    ("sources", _text), ("notes", _texts), ("converter", _text),
+])  # fmt: skip
+LAYOUT = pa.schema([  # where things lie in the case's file: found by looking at the file
+    ("shape_zyx", _ints), ("image_dtype", _text), ("codes_dtype", _text),
+    ("file_bytes", pa.int64()), ("sha256", _text),
+    ("image_offset", pa.int64()), ("image_bytes", pa.int64()), ("codes_offset", pa.int64()), ("codes_bytes", pa.int64()),
+    ("foreground_offset", pa.int64()), ("foreground_bytes", pa.int64()), ("foreground_ranges", _text),
+    ("source_mtimes_ns", _text),
+])  # fmt: skip
+
+
+def write_case(
+    path: Path,
+    record: Mapping[str, Any],
+    image_zyx: np.ndarray,
+    codes_zyx: np.ndarray,
+    foreground_zyx: Mapping[str, np.ndarray],
+) -> dict[str, Any]:
+    """Write one case as one file, whole or not at all, and return its manifest row.
+
+    `record` has the fields of RECORD. `image_zyx` (z, y, x) is HU in canonical RAS order, any strides; `codes_zyx`
+    uint8 or uint16 palette codes on the same grid; `foreground_zyx` maps a structure to (n, 3) voxel coordinates.
+    Raises OSError when the disk refuses (the half-written file is removed).
+    """
+    if missing := set(RECORD.names) ^ set(record):
+        raise ValueError(f"record of {record.get('case')}: fields {sorted(missing)} are missing or unknown")
+    names = sorted(foreground_zyx)
+    coordinates = np.concatenate([np.zeros((0, 3), np.uint16), *(foreground_zyx[n] for n in names)]).astype("<u2")
+    ends = np.cumsum([len(foreground_zyx[n]) for n in names]).tolist()
+    ranges = {n: [end - len(foreground_zyx[n]), end] for n, end in zip(names, ends, strict=True)}
+    documents = _documents(record, image_zyx, codes_zyx, coordinates, ranges)
+    payloads = {
+        DATA_KEYS["image"]: shard.encode(image_zyx, AIR_HU, *_codec("image")),
+        DATA_KEYS["codes"]: shard.encode(codes_zyx, 0, *_codec("codes")),
+        DATA_KEYS["foreground"]: coordinates.tobytes(),
+    }
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            _write_zip(file, documents, {key: data for key, data in payloads.items() if data})
+            file.flush()
+            os.fsync(file.fileno())
+        row = row_of(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+    return row
+
+
+def _codec(array: str) -> tuple[str, int]:
+    return ("lz4", 5) if array == "image" else ("lz4hc", 5)
+
+
+def _write_zip(file: Any, documents: Mapping[str, dict], payloads: Mapping[str, bytes]) -> None:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        archive.comment = json.dumps(ZIP_COMMENT).encode()
+        for key in sorted(documents, key=lambda key: (key.count("/"), key)):
+            archive.writestr(zipfile.ZipInfo(key), json.dumps(documents[key], sort_keys=True))
+        for key, data in payloads.items():
+            archive.writestr(zipfile.ZipInfo(key), data)
+
+
+def _documents(
+    record: Mapping[str, Any],
+    image: np.ndarray,
+    codes: np.ndarray,
+    coordinates: np.ndarray,
+    ranges: dict[str, list[int]],
+) -> dict[str, dict]:
+    """Every zarr.json of a case, by its path in the zip. Pure."""
+    spacing = record["spacing_mm_zyx"]
+    block = {**record, "format_version": FORMAT_VERSION}
+    ome_image = {"version": "0.5", "multiscales": [_multiscales(record["case"], spacing)]}
+    ome_labels = {"version": "0.5", "multiscales": [_multiscales("structures", spacing)], "image-label": {}}
+    return {
+        "zarr.json": _group({"ome": ome_image, "pants_dist": block}),
+        "0/zarr.json": _sharded(image, AIR_HU, "image"),
+        "labels/zarr.json": _group({"ome": {"version": "0.5", "labels": ["structures"]}}),
+        "labels/structures/zarr.json": _group({"ome": ome_labels}),
+        "labels/structures/0/zarr.json": _sharded(codes, 0, "codes"),
+        "foreground/zarr.json": {**_array(coordinates, 0, [max(len(coordinates), 1), 3]), "codecs": [_BYTES],
+                                 "dimension_names": ["voxel", "zyx"], "attributes": {"ranges": ranges}},
+    }  # fmt: skip
+
+
+_BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
+_CRC32C = {"name": "crc32c"}
+
+
+def _group(attributes: dict) -> dict:
+    return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+
+
+def _array(array: np.ndarray, fill: int, chunk_shape: list[int]) -> dict:
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": list(array.shape),
+        "data_type": array.dtype.name,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk_shape}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": fill if array.dtype.kind in "iu" else float(fill),
+    }
+
+
+def _sharded(array: np.ndarray, fill: int, kind: str) -> dict:
+    cname, level = _codec(kind)
+    packed = {
+        "typesize": array.dtype.itemsize,
+        "cname": cname,
+        "clevel": level,
+        "shuffle": "bitshuffle",
+        "blocksize": 0,
+    }
+    sharding = {
+        "chunk_shape": list(shard.CHUNK_ZYX),
+        "codecs": [_BYTES, {"name": "blosc", "configuration": packed}, _CRC32C],
+        "index_codecs": [_BYTES, _CRC32C],
+        "index_location": "end",
+    }
+    whole = [n * shard.CHUNK for n in shard.grid_of(array.shape)]
+    codecs = [{"name": "sharding_indexed", "configuration": sharding}]
+    return {**_array(array, fill, whole), "codecs": codecs, "dimension_names": ["z", "y", "x"], "attributes": {}}
+
+
+def _multiscales(name: str, spacing_mm_zyx: list[float]) -> dict:
+    axes = [{"name": axis, "type": "space", "unit": "millimeter"} for axis in "zyx"]
+    scale = [{"type": "scale", "scale": list(spacing_mm_zyx)}]
+    return {"name": name, "axes": axes, "datasets": [{"path": "0", "coordinateTransformations": scale}]}
+
+
+def row_of(path: Path) -> dict[str, Any]:
+    """The manifest row of a case's file, from the file alone. Raises DamagedError where it is no whole case."""
+    try:
+        with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+            found = {key: _data_range(file, archive, key) for key in DATA_KEYS.values()}
+            root, image, codes, foreground = (
+                json.loads(archive.read(f"{group}zarr.json"))
+                for group in ("", "0/", "labels/structures/0/", "foreground/")
+            )
+        block = root["attributes"]["pants_dist"]
+        row = {name: block[name] for name in RECORD.names}
+        version = block["format_version"]
+    except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise DamagedError(f"{path}: not a whole case ({error}); delete it and run the conversion again") from error
+    if version != FORMAT_VERSION:
+        raise UserError(f"{path}: format version {version}, this program reads {FORMAT_VERSION}; convert it again")
+    for name, key in DATA_KEYS.items():
+        row[f"{name}_offset"], row[f"{name}_bytes"] = found[key]
+    row |= {"shape_zyx": image["shape"], "image_dtype": image["data_type"], "codes_dtype": codes["data_type"]}
+    row |= {"foreground_ranges": json.dumps(foreground["attributes"]["ranges"]), "source_mtimes_ns": None}
+    return row | {"file_bytes": path.stat().st_size, "sha256": file_digest(path)}
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """What a case's file says of itself: the fields of RECORD and its format version."""
+    with zipfile.ZipFile(path) as archive:
+        return json.loads(archive.read("zarr.json"))["attributes"]["pants_dist"]
+
+
+def _data_range(file: Any, archive: zipfile.ZipFile, key: str) -> tuple[int, int]:
+    """(offset, bytes) of a stored member's data in the file; (0, 0) where the case has none."""
+    if key not in archive.NameToInfo:
+        return 0, 0
+    info = archive.getinfo(key)
+    file.seek(info.header_offset + 26)
+    name_length, extra_length = np.frombuffer(file.read(4), "<u2").tolist()
+    return info.header_offset + 30 + name_length + extra_length, info.file_size
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file, as hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename inside the folder last."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class CaseFile:
+    """An open case: a file descriptor, the layout of its arrays, their chunk indexes once needed."""
+
+    def __init__(self, path: Path, layout: dict[str, Any], case: str) -> None:
+        self.path, self.layout, self.case = path, layout, case
+        self.shape_zyx = tuple(layout["shape_zyx"])
+        self._indexes: dict[str, np.ndarray] = {}
+        try:
+            self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            self.descriptor = -1
+            raise DamagedError(
+                f'case {case}: {path} cannot be opened ({error.strerror}); run "pants-dist verify"'
+            ) from error
+        if (size := os.fstat(self.descriptor).st_size) != layout["file_bytes"]:
+            raise DamagedError(
+                f"case {case}: {path} has {size} bytes, its manifest row says {layout['file_bytes']}; convert it again"
+            )
+
+    def __del__(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+
+    def read(self, array: str, corner_zyx: tuple[int, int, int], size_zyx: tuple[int, int, int]) -> np.ndarray:
+        fill = AIR_HU if array == "image" else 0
+        out = np.full(size_zyx, fill, self.layout[f"{array}_dtype"])
+        if self.layout[f"{array}_bytes"] == 0:  # nothing but fill
+            return out
+        try:
+            pieces = shard.pieces_of(self._index(array), self.shape_zyx, corner_zyx, size_zyx)
+            shard.decode_box(lambda start, count: self._fetch(array, start, count), pieces, out)
+        except (shard.BadChecksum, RuntimeError) as error:  # RuntimeError is blosc's
+            raise DamagedError(
+                f"case {self.case}, array {array}, {error}: checksum is wrong in {self.path}; convert it again"
+            ) from error
+        return out
+
+    def _index(self, array: str) -> np.ndarray:
+        if array not in self._indexes:
+            size = shard.index_bytes(self.shape_zyx)
+            tail = self._fetch(array, self.layout[f"{array}_bytes"] - size, size)
+            self._indexes[array] = shard.read_index(tail, self.shape_zyx)
+        return self._indexes[array]
+
+    def _fetch(self, array: str, start: int, count: int) -> bytes:
+        try:
+            data = os.pread(self.descriptor, count, self.layout[f"{array}_offset"] + start)
+        except OSError as error:
+            raise DamagedError(
+                f"case {self.case}, array {array}: {self.path} cannot be read ({error.strerror})"
+            ) from error
+        if len(data) != count:
+            raise DamagedError(f"case {self.case}, array {array}: {self.path} is truncated; convert it again")
+        return data
+
+    def foreground(self) -> dict[str, np.ndarray]:
+        ranges = json.loads(self.layout["foreground_ranges"])
+        size = self.layout["foreground_bytes"]
+        coordinates = np.frombuffer(self._fetch("foreground", 0, size) if size else b"", "<u2").reshape(-1, 3)
+        return {name: coordinates[start:stop].astype(np.int64) for name, (start, stop) in ranges.items()}

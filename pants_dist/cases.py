@@ -1,0 +1,135 @@
+"""Which hospital a case comes from, and which split it belongs to. Pure functions of the metadata.
+
+The center rule of PanTS (no center id is released): `site == "1 Site"` names the center in `site detail`; a letter A to J
+is an institute of University Hospital Basel, which is one hospital; `NA` is unknown; anything else names a pool of
+centers. Spellings are folded through the table of aliases in centers.csv.
+"""
+
+import csv
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterable
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pants_dist.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FIRST_TEST_NUMBER = 9001  # PanTS_00009001 and later are the official test split
+UNKNOWN = "unknown"
+SPLITS = ("train", "val_seen", "held_out", "test")
+EMPTY_CELLS = ("", "NA", "nan", "None")
+
+
+def tidy(text: str) -> str:
+    """A cell as people mean it: no-break spaces, curly quotes, stray blanks and Excel's _x000D_ put right."""
+    text = unicodedata.normalize("NFKC", str(text)).replace("’", "'").replace("_x000D_", " ")
+    return re.sub(r"\s+", " ", text).strip()
+
+
+@cache
+def _aliases() -> dict[str, str]:
+    """Spelling of a center in the metadata -> its hospital ("unknown" for a repository that is no hospital)."""
+    with resources.files("pants_dist").joinpath("centers.csv").open(encoding="utf-8") as file:
+        return {tidy(row["spelling"]).casefold(): row["center"] for row in csv.DictReader(file)}
+
+
+def hospital(name: str) -> str:
+    """The one name under which a center's spellings are counted."""
+    return _aliases().get(tidy(name).casefold(), tidy(name))
+
+
+def center_of(site: str | None, site_detail: str | None) -> tuple[str, str]:
+    """(center, kind) of a scan by PanTS's `site` and `site detail`; kind is "single", "pool" or "unknown"."""
+    site, detail = tidy(site or ""), tidy(site_detail or "")
+    if site in EMPTY_CELLS:
+        return UNKNOWN, UNKNOWN
+    if re.fullmatch("[A-J]", site):
+        return "University Hospital Basel", "single"
+    if site == "1 Site" and detail not in EMPTY_CELLS:
+        center = hospital(detail)
+        return center, UNKNOWN if center == UNKNOWN else "single"
+    return _pool_name(site, detail), "pool"
+
+
+def _pool_name(site: str, detail: str) -> str:
+    members = pool_members(detail)
+    return f"{site} ({members[0]} ...)" if members else site
+
+
+def pool_members(site_detail: str) -> list[str]:
+    """The hospitals named in a pool's `site detail`, which separates them by semicolons or else by commas."""
+    detail = tidy(site_detail)
+    parts = detail.split(";" if ";" in detail else ",")
+    return [hospital(part) for part in parts if tidy(part) not in EMPTY_CELLS]
+
+
+def official_split(case: str) -> str:
+    """PanTS's own split by case id: "train" to 9000, "test" from 9001, "" for ids of another dataset."""
+    number = re.fullmatch(r"PanTS_(\d{8})", case)
+    if not number:
+        return ""
+    return "test" if int(number[1]) >= FIRST_TEST_NUMBER else "train"
+
+
+def assign_splits(manifest: "pd.DataFrame", held_out_centers: Iterable[str], val_fraction: float) -> "pd.Series":
+    """Split of every case, indexed like the manifest: "train", "val_seen", "held_out", "test" or "" (left out).
+
+    The official test split stays apart. A held-out center's cases are "held_out"; with any center held out, pools and
+    unknown centers may hide its scans and are left out. Of each seen center a share `val_fraction` (at least one case
+    where there are two) is "val_seen", chosen by a hash of the case id: adding cases does not move the others.
+    Raises UserError for a center that the store does not have.
+    """
+    held = {hospital(center) for center in held_out_centers}
+    known = set(manifest.loc[manifest["center_kind"] == "single", "center"])
+    if absent := sorted(held - known):
+        raise UserError(
+            f"data.held_out_centers: no center {absent[0]!r} among the store's {len(known)} known centers "
+            f"({_listing(known)}); name one of these"
+        )
+    split = manifest["center"].isin(held).map({True: "held_out", False: "train"})
+    if held:
+        split[(manifest["center_kind"] != "single")] = ""
+    split[manifest["official_split"] == "test"] = "test"
+    for _, cases in manifest[split == "train"].groupby("center")["case"]:
+        ordered = sorted(cases, key=_hash)
+        share = min(max(round(val_fraction * len(ordered)), 1), len(ordered) - 1) if val_fraction > 0 else 0
+        split.loc[ordered[:share]] = "val_seen"
+    return split
+
+
+def _hash(case: str) -> str:
+    return hashlib.sha256(case.encode()).hexdigest()
+
+
+def _listing(names: Iterable[str], most: int = 8) -> str:
+    ordered = sorted(names)
+    return ", ".join(ordered[:most]) + (f" and {len(ordered) - most} more" if len(ordered) > most else "")
+
+
+def read_metadata(path: Path) -> "pd.DataFrame":
+    """PanTS's metadata.xlsx (or the same table as CSV), cells as tidied text, indexed by case id.
+
+    Raises UserError where the file cannot be read or has no column "PanTS ID", or an id twice.
+    """
+    import pandas as pd
+
+    try:
+        if path.suffix.lower() in (".xlsx", ".xlsm"):
+            table = pd.read_excel(path, dtype=str, keep_default_na=False)
+        else:
+            table = pd.read_csv(path, dtype=str, keep_default_na=False, sep=None, engine="python", encoding="utf-8-sig")
+    except Exception as error:  # openpyxl, zipfile, csv and unicode each raise their own
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"metadata {path}: cannot be read ({reason}); give the released metadata.xlsx") from error
+    table = table.rename(columns=tidy).map(tidy)
+    if "PanTS ID" not in table:
+        raise UserError(f'metadata {path}: no column "PanTS ID" among {_listing(table.columns)}; give the released file')
+    if (twice := table["PanTS ID"].duplicated()).any():
+        raise UserError(f"metadata {path}: case {table.loc[twice, 'PanTS ID'].iloc[0]} stands in it twice; keep one row")
+    return table.set_index("PanTS ID")

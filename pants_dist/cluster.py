@@ -1,0 +1,104 @@
+"""The one door to Ray: start it for this machine, join it from a rank, size it, stop it.
+
+Ray only reads. It gets as many reader slots as there are readers, an object store of an explicit size, a token of its
+own and a temporary folder of its own; nothing of it outlives the process that started it.
+"""
+
+import contextlib
+import ctypes
+import logging
+import os
+import secrets
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from pants_dist.errors import UserError
+
+READER_SLOT = "pants_reader"  # readers ask for this, not for CPUs: training processes would starve them otherwise
+SHARED_MEMORY = Path("/dev/shm")
+LONGEST_TEMPORARY = 40  # Ray's sockets lie below it, and a socket's path may have 107 bytes
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use, which under a cpuset is fewer than the machine has."""
+    return len(os.sched_getaffinity(0))
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent dies, so that a killed run leaves nothing behind (Linux)."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL, 0, 0, 0)
+
+
+@contextlib.contextmanager
+def started(readers: int, object_store_bytes: int) -> Iterator[dict[str, str]]:
+    """A Ray on this machine with slots for `readers`; yields the environment by which ranks join it.
+
+    Raises UserError where /dev/shm is too small for the object store.
+    """
+    free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else 0
+    if free < object_store_bytes:
+        raise UserError(
+            f"/dev/shm: {free >> 20} MiB free, the loader needs {object_store_bytes >> 20}; "
+            "free some, lower loader.ahead, or use --loader.kind local"
+        )
+    folder = Path(tempfile.mkdtemp(prefix="pants-ray-", dir=_short_folder()))
+    try:
+        environment = _environment(folder)
+        os.environ.update(environment)
+        import ray
+
+        context = ray.init(
+            num_cpus=usable_cores(),
+            num_gpus=0,
+            resources={READER_SLOT: readers},
+            object_store_memory=object_store_bytes,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=str(folder),
+        )
+        try:
+            yield environment | {"RAY_ADDRESS": context.address_info["gcs_address"]}
+        finally:
+            ray.shutdown()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _short_folder() -> str:
+    wanted = tempfile.gettempdir()
+    return wanted if len(wanted) <= LONGEST_TEMPORARY else "/tmp"
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    token = folder / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    return {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }
+
+
+def joined() -> None:
+    """Connect this process to the Ray named by RAY_ADDRESS, once; readers that it makes end with it."""
+    import ray
+
+    if not ray.is_initialized():
+        address = os.environ.get("RAY_ADDRESS")
+        if not address:
+            raise UserError("RAY_ADDRESS is not set; start with \"pants-dist train\", or use --loader.kind local")
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+
+
+def left() -> None:
+    """Disconnect this process from Ray."""
+    import ray
+
+    ray.shutdown()

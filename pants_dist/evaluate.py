@@ -1,0 +1,266 @@
+"""Score cases: sliding window over each, in its source grid, one row a case; then the tables and the report.
+
+Every case is scored once. Rows are appended to rows.jsonl as they come, so that a killed evaluation goes on where it was.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from monai.inferers import sliding_window_inference
+
+from pants_dist import __version__, config, report
+from pants_dist.cases import SPLITS, assign_splits
+from pants_dist.config import Settings
+from pants_dist.errors import UserError
+from pants_dist.metrics import score_case
+from pants_dist.model import Intensity, Segmenter
+from pants_dist.pictures import draw_case
+from pants_dist.store import Store, file_digest, open_store
+from pants_dist.structures import LESION, PANCREAS
+
+COPIED = ("case", "dataset", "center", "center_kind", "phase", "sex", "age", "manufacturer", "nationality", "study_year", "tumor_flag")
+DEFAULT_SPLITS = ("val_seen", "held_out")
+WORST = 6  # pictures a split keeps
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One case after inference: its row, and what a picture of it needs. Arrays are (z, y, x)."""
+
+    row: dict[str, Any]
+    image_zyx: np.ndarray
+    reference: dict[str, np.ndarray]
+    prediction: dict[str, np.ndarray]
+    spacing_mm_zyx: tuple[float, float, float]
+
+
+def predict(model: Segmenter, image_zyx: np.ndarray, settings: Settings) -> torch.Tensor:
+    """Logits (structures, z, y, x), float32 on the CPU, of CT in HU: overlapping windows with Gaussian weights."""
+    image = torch.from_numpy(image_zyx.astype(np.float32))[None, None]
+    logits = sliding_window_inference(
+        image, settings.data.patch_zyx, 2, model, settings.validation.overlap, mode="gaussian",
+        sw_device=model.device, device="cpu", padding_mode="constant", cval=-1024,
+    )  # fmt: skip
+    return logits[0].float()
+
+
+@torch.no_grad()
+def score(store: Store, model: Segmenter, settings: Settings, case: str, split: str, seen: bool) -> Scored:
+    """Predict one case and compare it with its reference, in the source grid."""
+    structures = settings.model.structures
+    image, codes = store.read_patch(case, (0, 0, 0), store.shape_zyx(case))
+    logits = predict(model, image, settings)
+    table = store.lookup(case, structures).astype(bool)
+    reference = {name: table[:, n][codes] for n, name in enumerate(structures)}
+    prediction = {name: (logits[n] > 0).numpy() for n, name in enumerate(structures)}
+    spacing = tuple(store.value(case, "spacing_mm_zyx"))
+    strongest = float(logits[structures.index(LESION)].max()) if LESION in structures else None
+    annotated = set(store.value(case, "annotated"))
+    row = {name: store.value(case, name) for name in COPIED}
+    row |= {"split": split, "seen": seen, "status": "scored", "n_voxels": image.size, "spacing_z_mm": spacing[0]}
+    row |= score_case(reference, prediction, spacing, annotated, lesion_max_logit=strongest)
+    return Scored(row, image, reference, prediction, spacing)
+
+
+def score_cases(store: Store, model: Segmenter, settings: Settings, cases: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """Rows of these cases, in order, as validation during training wants them."""
+    splits, seen = splits_and_seen(store, settings)
+    model.eval()
+    for case in cases:
+        yield score(store, model, settings, case, splits[case], seen[case]).row
+    model.train()
+
+
+def splits_and_seen(store: Store, settings: Settings) -> tuple[pd.Series, pd.Series]:
+    """Split of every case, and whether its center is among those trained on; both indexed by case."""
+    splits = assign_splits(store.manifest, settings.data.held_out_centers, settings.data.val_fraction)
+    trained = set(store.manifest.loc[splits == "train", "center"])
+    return splits, store.manifest["center"].isin(trained)
+
+
+def validation_cases(store: Store, settings: Settings) -> list[str]:
+    """The fixed sample that is scored during training: `validation.cases` of seen and of held-out, center by center in turn."""
+    splits, _ = splits_and_seen(store, settings)
+    chosen: list[str] = []
+    for split in DEFAULT_SPLITS:
+        rows = store.manifest[splits == split]
+        turn = rows.groupby("center").cumcount()
+        ordered = rows.assign(turn=turn).sort_values(["turn", "center"], kind="stable")["case"].tolist()
+        chosen += ordered[: settings.validation.cases]
+    return chosen
+
+
+def ood_metrics(rows: list[dict[str, Any]], structures: tuple[str, ...]) -> dict[str, float]:
+    """Metric names of a validation: val/ over seen centers, val_ood/ over held-out ones, val/center/<center>/dsc."""
+    table = pd.DataFrame(rows)
+    if table.empty:
+        return {}
+    columns = [f"dsc/{name}" for name in structures]
+    table["dsc"] = table[columns].mean(axis=1)
+    metrics: dict[str, float] = {}
+    for prefix, part in (("val", table[table["seen"]]), ("val_ood", table[~table["seen"]])):
+        metrics |= {f"{prefix}/{name}": float(part[name].mean()) for name in ("dsc", *columns) if part[name].notna().any()}
+    by_center = table.groupby("center")["dsc"].mean().dropna()
+    return metrics | {f"val/center/{center}/dsc": float(value) for center, value in by_center.items()}
+
+
+def write_tables(folder: Path, rows: list[dict[str, Any]], structures: tuple[str, ...]) -> pd.DataFrame:
+    """cases.parquet (sorted by case) and centers.parquet in `folder`; returns the cases."""
+    folder.mkdir(parents=True, exist_ok=True)
+    cases = pd.DataFrame(rows).sort_values("case", ignore_index=True)
+    for name, table in (("cases", cases), ("centers", report.center_table(cases, structures))):
+        temporary = folder / f".{name}.tmp"
+        table.to_parquet(temporary, index=False)
+        temporary.replace(folder / f"{name}.parquet")
+    return cases
+
+
+def load_model(checkpoint: Path, settings: Settings, store: Store) -> Segmenter:
+    """The trained model of a checkpoint, in evaluation mode, on the GPU if there is one."""
+    saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    model = Segmenter(settings, Intensity(**saved["intensity"]), store)
+    model.load_state_dict(saved["state_dict"])
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def evaluate(
+    run: Path, splits: tuple[str, ...] | None = None, on_case: Callable[[int, int, dict[str, Any]], None] | None = None
+) -> pd.DataFrame:
+    """Score the splits of a run (val_seen and held_out unless told) and write tables, pictures and report.html.
+
+    `on_case(done, total, row)` is called for each case. Returns the rows, one a case. Raises UserError for a folder that
+    is no run, has no checkpoint yet, or where a split has no cases.
+    """
+    settings, checkpoint = open_run(run)
+    store = open_store(settings.data.store)
+    assigned, seen = splits_and_seen(store, settings)
+    chosen = chosen_splits(assigned, splits)
+    model = load_model(checkpoint, settings, store)
+    work = [(split, case) for split in chosen for case in store.cases if assigned[case] == split]
+    digest, done = file_digest(checkpoint), 0
+    tables = []
+    for split in chosen:
+        folder = run / "evaluation" / split
+        cases = [case for chosen_split, case in work if chosen_split == split]
+        rows = Rows(folder, digest)
+        for case in cases:
+            if case not in rows.known:
+                scored = score(store, model, settings, case, split, bool(seen[case]))
+                keep_picture(folder / "worst", scored, list(rows.known.values()))
+                rows.add(scored.row)
+            done += 1
+            if on_case:
+                on_case(done, len(work), rows.known[case])
+        tables.append(write_tables(folder, [rows.known[case] for case in cases], settings.model.structures))
+        write_report(folder, tables[-1], settings, checkpoint, (split,))
+    everything = pd.concat(tables, ignore_index=True)
+    write_report(run / "evaluation", everything, settings, checkpoint, chosen)
+    return everything
+
+
+def open_run(run: Path) -> tuple[Settings, Path]:
+    """Settings of a run folder and the checkpoint to score: the best, or the last where no validation chose one."""
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"run {run}: no config.yaml there, so it is no run folder; give one that \"pants-dist train\" made")
+    checkpoints = [run / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")]
+    for checkpoint in checkpoints:
+        if checkpoint.is_file():
+            return config.load(run / "config.yaml", []), checkpoint
+    raise UserError(f"run {run}: no checkpoint yet; run \"pants-dist train --config {run / 'config.yaml'} --run-name {run.name}\"")
+
+
+def chosen_splits(assigned: pd.Series, wanted: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The splits to score. Raises UserError for one that is unknown or has no cases."""
+    counts = {split: int((assigned == split).sum()) for split in SPLITS}
+    full = [split for split in SPLITS if counts[split]]
+    chosen = wanted or tuple(split for split in DEFAULT_SPLITS if counts[split])
+    for split in chosen:
+        if split not in SPLITS:
+            raise UserError(f"--split {split}: unknown; the splits are {', '.join(SPLITS)}")
+        if not counts[split]:
+            raise UserError(f"--split {split}: this run has no case in it; it has cases in {', '.join(full)}")
+    if not chosen:
+        raise UserError(f"no case in {' or '.join(DEFAULT_SPLITS)}; name a split that has cases: --split {' or '.join(full)}")
+    return chosen
+
+
+class Rows:
+    """Scored rows of one split and one checkpoint, appended as they come; a file of another checkpoint is begun anew."""
+
+    def __init__(self, folder: Path, checkpoint_digest: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "rows.jsonl"
+        head = {"checkpoint": checkpoint_digest, "version": __version__}
+        lines = _whole_lines(self.path)
+        if not lines or lines[0] != head:
+            self.path.write_text(json.dumps(head) + "\n")
+            for picture in (folder / "worst").glob("*.png"):
+                picture.unlink()
+            lines = [head]
+        else:
+            self.path.write_text("".join(json.dumps(line) + "\n" for line in lines))  # without a torn last line
+        self.known: dict[str, dict[str, Any]] = {row["case"]: row for row in lines[1:]}
+
+    def add(self, row: dict[str, Any]) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        self.known[row["case"]] = row
+
+
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
+    lines = []
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def mean_dice(row: dict[str, Any]) -> float:
+    """Mean Dice over the structures that the case could be scored on; 1 where there were none."""
+    values = [value for key, value in row.items() if key.startswith("dsc/") and value is not None and value == value]
+    return float(np.mean(values)) if values else 1.0
+
+
+def keep_picture(folder: Path, scored: Scored, others: list[dict[str, Any]]) -> None:
+    """Draw a case if it is among the worst so far; the picture that it displaces goes."""
+    ranked = sorted([*others, scored.row], key=lambda row: (mean_dice(row), row["case"]))[:WORST]
+    if scored.row not in ranked:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = {f"{row['case']}.png" for row in ranked}
+    for picture in folder.glob("*.png"):
+        if picture.name not in wanted:
+            picture.unlink()
+    title = f"{scored.row['case']} · {scored.row['center']} · mean Dice {mean_dice(scored.row):.2f}"
+    shown = [name for name in (PANCREAS, LESION) if name in scored.reference] or list(scored.reference)[:1]
+    pick = replace(
+        scored,
+        reference={name: scored.reference[name] for name in shown},
+        prediction={name: scored.prediction[name] for name in shown},
+    )
+    path = folder / f"{scored.row['case']}.png"
+    draw_case(pick.image_zyx, pick.reference, pick.prediction, pick.spacing_mm_zyx, path, title)
+
+
+def write_report(folder: Path, cases: pd.DataFrame, settings: Settings, checkpoint: Path, splits: tuple[str, ...]) -> Path:
+    """report.html of these rows, with the pictures of the worst cases."""
+    saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    facts = {
+        "Store": settings.data.store,
+        "Split": ", ".join(splits),
+        "Checkpoint": f"{checkpoint.name}, step {saved['global_step']:,}",
+        "Network": f"{settings.model.name}, patch {' x '.join(map(str, settings.data.patch_zyx))}",
+        "Code": f"pants-dist {__version__}",
+    }
+    ordered = cases.assign(mean=[mean_dice(row) for row in cases.to_dict("records")]).sort_values("mean")
+    roots = [folder / "worst"] + [folder / split / "worst" for split in splits]
+    pictures = [root / f"{case}.png" for case in ordered["case"] for root in roots if (root / f"{case}.png").is_file()]
+    return report.write_report(folder, cases, settings.model.structures, facts, pictures[:WORST])

@@ -1,0 +1,176 @@
+"""Reads ahead in plan order. The whole state is one integer, the step.
+
+An item is one optimizer step of one rank: a list of micro-batches. A micro-batch is one flat buffer with the places and
+shapes of its patches, because cases differ in dtype (and windows in size). `ray` reads with Ray actors anywhere in the
+cluster, `local` with a torch DataLoader's processes; both give the same bytes.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from pants_dist import cluster
+from pants_dist.plan import Plan, Sample, corner_of
+from pants_dist.store import Store
+
+ALIGNMENT = 64  # patches start at multiples of it in the buffer
+
+
+@dataclass(frozen=True)
+class Part:
+    """One patch inside a micro-batch's buffer: offsets in bytes, shape (z, y, x) in voxels."""
+
+    sample: Sample
+    corner_zyx: tuple[int, int, int]
+    shape_zyx: tuple[int, int, int]
+    image_dtype: str
+    image_offset: int
+    codes_dtype: str
+    codes_offset: int
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Patches of some samples: `image(n)` is HU and `codes(n)` palette codes, both (z, y, x), views of one buffer."""
+
+    buffer: Any  # one-dimensional uint8: numpy, or torch where it crossed a process by torch's shared memory
+    parts: tuple[Part, ...]
+
+    def image(self, number: int) -> np.ndarray:
+        part = self.parts[number]
+        return self._view(part.image_offset, part.image_dtype, part.shape_zyx)
+
+    def codes(self, number: int) -> np.ndarray:
+        part = self.parts[number]
+        return self._view(part.codes_offset, part.codes_dtype, part.shape_zyx)
+
+    def _view(self, offset: int, dtype: str, shape_zyx: tuple[int, int, int]) -> np.ndarray:
+        return np.frombuffer(self.buffer, dtype, int(np.prod(shape_zyx)), offset).reshape(shape_zyx)
+
+
+class Reader:
+    """Turns samples into voxels. One a reading process; it keeps the foreground coordinates of recent cases."""
+
+    def __init__(self, store: Store, size_zyx: tuple[int, int, int]) -> None:
+        self.store, self.size_zyx = store, size_zyx
+
+    def read(self, samples: list[Sample]) -> MicroBatch:
+        """The patches of these samples, in one buffer. Raises DamagedError, naming the case, where bytes are wrong."""
+        patches = [self._patch(sample) for sample in samples]
+        parts, offset = [], 0
+        for sample, (corner_zyx, image, codes) in zip(samples, patches, strict=True):
+            image_offset, codes_offset = offset, _aligned(offset + image.nbytes)
+            parts.append(Part(sample, corner_zyx, image.shape, image.dtype.name, image_offset, codes.dtype.name, codes_offset))
+            offset = _aligned(codes_offset + codes.nbytes)
+        batch = MicroBatch(np.empty(offset, np.uint8), tuple(parts))
+        for number, (_, image, codes) in enumerate(patches):
+            batch.image(number)[...] = image
+            batch.codes(number)[...] = codes
+        return batch
+
+    def _patch(self, sample: Sample) -> tuple[tuple[int, int, int], np.ndarray, np.ndarray]:
+        voxels_zyx = self.store.foreground(sample.case).get(sample.structure) if sample.structure else None
+        corner_zyx = corner_of(sample, self.store.shape_zyx(sample.case), self.size_zyx, voxels_zyx)
+        return corner_zyx, *self.store.read_patch(sample.case, corner_zyx, self.size_zyx)
+
+
+def _aligned(offset: int) -> int:
+    return -(-offset // ALIGNMENT) * ALIGNMENT
+
+
+class Source(Protocol):
+    """Where micro-batches come from: asked for in order, given in order."""
+
+    def stream(self, requests: Iterator[list[Sample]]) -> Iterator[MicroBatch]: ...
+
+
+class RaySource:
+    """Reader actors and a bounded window of futures. Ray restarts a reader that dies and asks it again."""
+
+    def __init__(self, reader: Reader, readers: int, ahead: int) -> None:
+        import ray
+
+        cluster.joined()
+        actor = ray.remote(num_cpus=0, resources={cluster.READER_SLOT: 1}, max_restarts=-1, max_task_retries=-1)(Reader)
+        self.readers = [actor.remote(reader.store, reader.size_zyx) for _ in range(readers)]
+        self.ahead = ahead
+
+    def stream(self, requests: Iterator[list[Sample]]) -> Iterator[MicroBatch]:
+        import ray
+
+        window: deque = deque()
+        for number, samples in enumerate(requests):
+            window.append(self.readers[number % len(self.readers)].read.remote(samples))
+            if len(window) > self.ahead:
+                yield ray.get(window.popleft())
+        while window:
+            yield ray.get(window.popleft())
+
+
+class LocalSource:
+    """The same readers as processes of this rank, through a torch DataLoader."""
+
+    def __init__(self, reader: Reader, readers: int, ahead: int) -> None:
+        self.reader, self.readers, self.ahead = reader, readers, ahead
+
+    def stream(self, requests: Iterator[list[Sample]]) -> Iterator[MicroBatch]:
+        from torch.utils.data import DataLoader
+
+        share = max(1, -(-self.ahead // self.readers))
+        batches = DataLoader(
+            _Requests(self.reader),  # type: ignore[arg-type]  # indexed by the sampler's items, whatever they are
+            sampler=requests,  # type: ignore[arg-type]
+            batch_size=None,
+            num_workers=self.readers,
+            prefetch_factor=share,
+            multiprocessing_context="forkserver",
+        )
+        for batch in batches:
+            yield MicroBatch(batch.buffer.numpy(), batch.parts)
+
+
+class _Requests:
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+
+    def __getitem__(self, samples: list[Sample]) -> MicroBatch:
+        import torch
+
+        batch = self.reader.read(samples)
+        return MicroBatch(torch.from_numpy(batch.buffer), batch.parts)
+
+
+class Loader:
+    """Steps `start` to `stop` of a rank, in plan order: each item is the list of that step's micro-batches.
+
+    `waited_s` is the time that the consumer spent waiting for items so far.
+    """
+
+    def __init__(self, plan: Plan, source: Source, rank: int, ranks: int, start: int, stop: int, micro_batch: int) -> None:
+        self.plan, self.source, self.rank, self.ranks = plan, source, rank, ranks
+        self.start, self.stop, self.micro_batch = start, stop, micro_batch
+        self.waited_s = 0.0
+
+    def __iter__(self) -> Iterator[list[MicroBatch]]:
+        stream = self.source.stream(request for step in range(self.start, self.stop) for request in self._requests(step))
+        for step in range(self.start, self.stop):
+            begun = time.perf_counter()
+            item = [next(stream) for _ in range(self._a_step())]
+            self.waited_s += time.perf_counter() - begun
+            yield item
+
+    def _a_step(self) -> int:
+        return -(-(self.plan.batch // self.ranks) // self.micro_batch)
+
+    def _requests(self, step: int) -> list[list[Sample]]:
+        samples = self.plan.step_samples(step, self.rank, self.ranks)
+        return [samples[at : at + self.micro_batch] for at in range(0, len(samples), self.micro_batch)]
+
+
+def make_source(kind: str, reader: Reader, readers: int, ahead: int) -> RaySource | LocalSource:
+    """`kind` "ray" or "local"; `readers` processes for this rank, `ahead` micro-batches on their way at most."""
+    return RaySource(reader, readers, ahead) if kind == "ray" else LocalSource(reader, readers, ahead)

@@ -1,0 +1,138 @@
+"""One Zarr 3 shard: an array cut into chunks of 32^3, each blosc-compressed and checked, with an index at the end.
+
+    chunk, chunk, ..., index: (offset, bytes) uint64 little-endian a chunk in C order, crc32c of the index
+
+A chunk is its blosc frame and then 4 bytes of crc32c, little-endian. A chunk of nothing but the fill value is left out:
+its index entry is (2^64-1, 2^64-1). This is Zarr's `sharding_indexed` codec over `bytes, blosc, crc32c`; zarr-python
+reads the same bytes and is what the tests compare with.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import google_crc32c
+import numpy as np
+from numcodecs import blosc
+
+CHUNK = 32
+CHUNK_ZYX = (CHUNK, CHUNK, CHUNK)
+MISSING = np.uint64(2**64 - 1)
+CHECKSUM = 4  # bytes of crc32c behind each chunk and behind the index
+MERGE_GAP = 64 * 1024  # chunks closer than this on disk are fetched with one read
+BITSHUFFLE = 2
+blosc.use_threads = False  # parallelism is over processes; a second pool in each would oversubscribe
+
+Fetch = Callable[[int, int], bytes]  # (offset in the shard, bytes) -> those bytes, or an error
+
+
+class BadChecksum(Exception):
+    """A chunk, named by its grid position, is not what was written."""
+
+
+def grid_of(shape_zyx: tuple[int, ...]) -> tuple[int, ...]:
+    """How many chunks an array of this shape has along z, y, x."""
+    return tuple(-(-n // CHUNK) for n in shape_zyx)
+
+
+def index_bytes(shape_zyx: tuple[int, ...]) -> int:
+    """Size of the index at a shard's end, its checksum included."""
+    return 16 * int(np.prod(grid_of(shape_zyx))) + CHECKSUM
+
+
+def checksum(data: bytes) -> bytes:
+    """crc32c (Castagnoli) as 4 bytes, little-endian."""
+    return int(google_crc32c.value(data)).to_bytes(CHECKSUM, "little")
+
+
+def encode(array_zyx: np.ndarray, fill: int, cname: str, level: int) -> bytes:
+    """The shard of an array (z, y, x) of any strides; empty bytes where every voxel is `fill`."""
+    grid = grid_of(array_zyx.shape)
+    index = np.full((*grid, 2), MISSING, "<u8")
+    parts, offset = [], 0
+    buffer = np.empty(CHUNK_ZYX, array_zyx.dtype)
+    for position in np.ndindex(*grid):
+        part = array_zyx[tuple(slice(p * CHUNK, (p + 1) * CHUNK) for p in position)]
+        if (part == fill).all():
+            continue
+        if part.shape != CHUNK_ZYX:
+            buffer.fill(fill)
+        buffer[tuple(slice(n) for n in part.shape)] = part
+        frame = bytes(blosc.compress(buffer, cname.encode(), level, BITSHUFFLE, 0))
+        index[position] = offset, len(frame) + CHECKSUM
+        parts += [frame, checksum(frame)]
+        offset += len(frame) + CHECKSUM
+    if not parts:
+        return b""
+    table = index.tobytes()
+    return b"".join([*parts, table, checksum(table)])
+
+
+def read_index(tail: bytes, shape_zyx: tuple[int, ...]) -> np.ndarray:
+    """The index (z, y, x, 2) of (offset, bytes) as int64, -1 where a chunk is left out; raises BadChecksum."""
+    table = tail[:-CHECKSUM]
+    if checksum(table) != tail[-CHECKSUM:]:
+        raise BadChecksum("the chunk index")
+    return np.frombuffer(table, "<u8").astype(np.int64).reshape(*grid_of(shape_zyx), 2)  # 2^64-1 becomes -1
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One chunk that a box touches: where its bytes are and which part of it goes where in the box."""
+
+    position_zyx: tuple[int, int, int]
+    offset: int
+    size: int
+    source: tuple[slice, slice, slice]
+    target: tuple[slice, slice, slice]
+
+
+def pieces_of(
+    index: np.ndarray, shape_zyx: tuple[int, ...], corner_zyx: tuple[int, ...], size_zyx: tuple[int, ...]
+) -> list[Piece]:
+    """The stored chunks that the box [corner, corner + size) touches, in the order of their bytes. Pure."""
+    spans = [_spans(*axis) for axis in zip(shape_zyx, corner_zyx, size_zyx, strict=True)]
+    pieces = []
+    for (z, sz, tz), (y, sy, ty), (x, sx, tx) in itertools.product(*spans):
+        offset, size = index[z, y, x]
+        if size >= 0:
+            pieces.append(Piece((z, y, x), int(offset), int(size), (sz, sy, sx), (tz, ty, tx)))
+    return sorted(pieces, key=lambda piece: piece.offset)
+
+
+def _spans(length: int, corner: int, size: int) -> list[tuple[int, slice, slice]]:
+    """Along one axis: (chunk, its part inside the box and the array, where that part goes in the box)."""
+    start, stop = max(corner, 0), min(corner + size, length)
+    spans = []
+    for chunk in range(start // CHUNK, -(-stop // CHUNK)) if start < stop else ():
+        low, high = max(start, chunk * CHUNK), min(stop, (chunk + 1) * CHUNK)
+        spans.append((chunk, slice(low - chunk * CHUNK, high - chunk * CHUNK), slice(low - corner, high - corner)))
+    return spans
+
+
+def merged(pieces: list[Piece]) -> Iterator[tuple[int, int, list[Piece]]]:
+    """Byte ranges to fetch, (start, stop, the pieces inside), with gaps up to MERGE_GAP read over."""
+    group: list[Piece] = []
+    stop = 0
+    for piece in pieces:
+        if group and piece.offset - stop > MERGE_GAP:
+            yield group[0].offset, stop, group
+            group = []
+        group.append(piece)
+        stop = piece.offset + piece.size
+    if group:
+        yield group[0].offset, stop, group
+
+
+def decode_box(fetch: Fetch, pieces: list[Piece], out_zyx: np.ndarray) -> None:
+    """Fetch, check and decode pieces into their places in `out_zyx`; the rest is left as it is. Raises BadChecksum."""
+    buffer = np.empty(CHUNK_ZYX, out_zyx.dtype)
+    for start, stop, group in merged(pieces):
+        data = fetch(start, stop - start)
+        for piece in group:
+            begin = piece.offset - start
+            frame = data[begin : begin + piece.size - CHECKSUM]
+            if checksum(frame) != data[begin + piece.size - CHECKSUM : begin + piece.size]:
+                raise BadChecksum(f"chunk {piece.position_zyx}")
+            blosc.decompress(frame, buffer)
+            out_zyx[piece.target] = buffer[piece.source]

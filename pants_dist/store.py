@@ -1,0 +1,185 @@
+"""The store: a folder of one-file cases and a manifest. The format contract; in words: docs/store-format.md.
+
+    STORE/manifest.parquet          one row a case, written last: while it is missing the store is incomplete
+    STORE/cases/<case>.ozx          a zipped OME-Zarr: HU, palette codes, foreground coordinates
+
+Reading a patch costs one `open` a case (held under an LRU) and one read for each run of neighbouring chunks; where the
+arrays lie inside the file is known from the manifest.
+"""
+
+import hashlib
+import json
+import os
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pants_dist.casefile import FORMAT_VERSION, LAYOUT, RECORD, CaseFile, read_record, row_of, sync_folder, write_case
+from pants_dist.errors import DamagedError, UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import zarr
+
+__all__ = ["RECORD", "SCHEMA", "Store", "open_store", "row_of", "write_case", "write_manifest"]
+
+SCHEMA = pa.unify_schemas([RECORD, LAYOUT])
+OPEN_CASES = 128  # file handles that a process keeps
+
+
+def write_manifest(folder: Path, rows: list[dict[str, Any]]) -> str:
+    """Write STORE/manifest.parquet, rows sorted by case, atomically; returns the manifest's digest. Written last."""
+    table = pa.Table.from_pylist(sorted(rows, key=lambda row: row["case"]), SCHEMA)
+    digest = manifest_digest(table)
+    marks = {"pants_dist.format_version": str(FORMAT_VERSION), "pants_dist.digest": digest}
+    temporary = folder / f".manifest.{os.getpid()}.tmp"
+    pq.write_table(table.replace_schema_metadata(marks), temporary, compression="zstd", write_page_checksum=True)
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, folder / "manifest.parquet")
+    sync_folder(folder)
+    return digest
+
+
+def manifest_digest(table: pa.Table) -> str:
+    """sha256 over the manifest's columns as JSON: the same rows give the same digest whatever wrote the parquet."""
+    digest = hashlib.sha256()
+    for name in SCHEMA.names:
+        digest.update(json.dumps([name, table.column(name).to_pylist()], separators=(",", ":")).encode())
+    return digest.hexdigest()
+
+
+def open_store(path: str | os.PathLike) -> "Store":
+    """Open a converted dataset for reading. Raises UserError where it is missing, incomplete or of another version."""
+    folder = Path(path)
+    manifest = folder / "manifest.parquet"
+    if not folder.is_dir():
+        raise UserError(f'store {folder}: no such folder; make one with "pants-dist convert SRC {folder}"')
+    if not manifest.is_file():
+        what = "the conversion is not finished" if (folder / "cases").is_dir() else "this folder is no store"
+        raise UserError(f'store {folder}: manifest.parquet is missing, {what}; run "pants-dist convert SRC {folder}"')
+    try:
+        table = pq.read_table(manifest, page_checksum_verification=True)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DamagedError(f"{manifest}: damaged ({str(error).splitlines()[0]}); run the conversion again") from error
+    marks = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+    version = marks.get("pants_dist.format_version")
+    if version != str(FORMAT_VERSION):
+        raise UserError(
+            f"store {folder}: format version {version}, this program reads {FORMAT_VERSION}; convert it again"
+        )
+    return Store(folder, table, marks["pants_dist.digest"])
+
+
+class Store:
+    """A converted dataset: its catalog, and patches of its cases. Threads, forks and other processes may share it.
+
+    `path`, `digest` (of the manifest) and `cases` (ids, sorted) are plain attributes; arrays are (z, y, x), RAS.
+    """
+
+    def __init__(self, path: Path, table: pa.Table, digest: str) -> None:
+        self.path, self.digest, self.table = path, digest, table
+        self.cases: list[str] = table.column("case").to_pylist()
+        self._number = {case: number for number, case in enumerate(self.cases)}
+        self._manifest: pd.DataFrame | None = None
+        self._forget_handles()
+
+    def _forget_handles(self) -> None:
+        self._process, self._lock = os.getpid(), threading.Lock()
+        self._open: OrderedDict[str, CaseFile] = OrderedDict()
+
+    def __reduce__(self) -> tuple:
+        return open_store, (self.path,)
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    @property
+    def manifest(self) -> "pd.DataFrame":
+        """One row a case, indexed by case id."""
+        if self._manifest is None:
+            self._manifest = self.table.to_pandas().set_index("case", drop=False)
+        return self._manifest
+
+    def value(self, case: str, column: str) -> Any:
+        """One cell of the manifest; raises UserError for a case that the store does not have."""
+        return self.table.column(column)[self._row(case)].as_py()
+
+    def _row(self, case: str) -> int:
+        if case not in self._number:
+            raise UserError(
+                f'store {self.path}: no case {case!r} among its {len(self)}; see "pants-dist info {self.path}"'
+            )
+        return self._number[case]
+
+    def shape_zyx(self, case: str) -> tuple[int, int, int]:
+        """Voxels of a case along z, y, x."""
+        z, y, x = self.value(case, "shape_zyx")
+        return z, y, x
+
+    def voxels(self, case: str) -> dict[str, int]:
+        """Voxels of each structure in the case; one that is not named has none."""
+        return json.loads(self.value(case, "voxels"))
+
+    def read_patch(
+        self, case: str, corner_zyx: tuple[int, int, int], size_zyx: tuple[int, int, int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """HU and palette codes of the box [corner, corner + size), both (z, y, x).
+
+        The box may overhang the case on any side: there the image is air (-1024) and the code 0. The image is int16
+        unless the case needed a wider dtype. Raises DamagedError, naming case, array and chunk, where bytes are wrong.
+        """
+        file = self._case_file(case)
+        return file.read("image", corner_zyx, size_zyx), file.read("codes", corner_zyx, size_zyx)
+
+    def palette(self, case: str) -> list[int]:
+        """The combination of structures that each code stands for, as a bitmask; bit i is `structures(case)[i]`."""
+        return [int(mask, 16) for mask in self.value(case, "palette")]
+
+    def structures(self, case: str) -> tuple[str, ...]:
+        """Names by bit: the 28 of PanTS, then the dataset's own."""
+        return tuple(self.value(case, "structures"))
+
+    def lookup(self, case: str, names: tuple[str, ...]) -> np.ndarray:
+        """Look-up table (codes, names) of 0 and 1, uint8: `lookup(...)[codes]` are the masks of `names`, last axis."""
+        bits = {name: bit for bit, name in enumerate(self.structures(case))}
+        if unknown := [name for name in names if name not in bits]:
+            raise UserError(f"store {self.path}, case {case}: no structure {unknown[0]!r}; it has {', '.join(bits)}")
+        return np.array([[mask >> bits[name] & 1 for name in names] for mask in self.palette(case)], np.uint8)
+
+    def foreground(self, case: str) -> dict[str, np.ndarray]:
+        """Voxel coordinates (n, 3) z, y, x, up to a few thousand a structure that occurs in the case."""
+        return self._case_file(case).foreground()
+
+    def attributes(self, case: str) -> dict[str, Any]:
+        """What the case's file says of itself: the manifest's row as the converter wrote it."""
+        return read_record(self.case_path(case))
+
+    def case_path(self, case: str) -> Path:
+        """Where the case's one file lies."""
+        return self.path / "cases" / f"{self.cases[self._row(case)]}.ozx"
+
+    def open_zarr(self, case: str) -> "zarr.Group":
+        """The case as zarr-python sees it: for exploring, and the oracle of the tests. Slower than read_patch."""
+        import zarr
+
+        return zarr.open_group(zarr.storage.ZipStore(self.case_path(case), mode="r"), mode="r")
+
+    def _case_file(self, case: str) -> "CaseFile":
+        if self._process != os.getpid():  # after a fork: another thread of the parent may have held the lock
+            self._forget_handles()
+        with self._lock:
+            if case in self._open:
+                self._open.move_to_end(case)
+                return self._open[case]
+        file = CaseFile(self.case_path(case), {name: self.value(case, name) for name in LAYOUT.names}, case)
+        with self._lock:
+            self._open[case] = file
+            while len(self._open) > OPEN_CASES:
+                self._open.popitem(last=False)  # closed when the last reader lets go of it
+        return file

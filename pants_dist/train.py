@@ -1,0 +1,199 @@
+"""The main path. `launch` prepares a run folder and starts Ray and torchrun; `train` is what each rank then does."""
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.strategies import DDPStrategy
+
+from pants_dist import __version__, cluster, config
+from pants_dist.callbacks import Checkpoints, Logging, Stopping, Validation
+from pants_dist.cases import assign_splits
+from pants_dist.config import Settings
+from pants_dist.errors import UserError
+from pants_dist.loader import Loader, Reader, make_source
+from pants_dist.model import Intensity, Segmenter
+from pants_dist.plan import Plan
+from pants_dist.store import Store, open_store
+from pants_dist.tracking import Tracker, read_summary, write_atomically
+
+REQUEUE = 75  # exit code: stopped on request with everything saved; run the same command again (EX_TEMPFAIL)
+
+
+def train(settings: Settings, run: Path) -> None:
+    """One rank of a run, from settings to the last checkpoint. Resumes from RUN/checkpoints/last.ckpt if there is one."""
+    rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    L.seed_everything(settings.seed, verbose=False)
+
+    store = open_store(settings.data.store)
+    plan = plan_of(store, settings)
+    module = Segmenter(settings, intensity_of(store, plan.cases), store)
+
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    start = resume_step(checkpoint, plan)
+    source = make_source(settings.loader.kind, Reader(store, settings.data.patch_zyx), settings.loader.readers, settings.loader.ahead)
+    loader = Loader(plan, source, rank, ranks, start, settings.train.steps, settings.train.micro_batch)
+    tracker = Tracker(run, asdict(settings), settings.train.steps, settings.tracking.wandb, writes=rank == 0)
+
+    trainer = L.Trainer(
+        max_steps=settings.train.steps,
+        strategy=DDPStrategy(process_group_backend="gloo" if not torch.cuda.is_available() else "nccl"),
+        accelerator="auto",
+        devices=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+        num_nodes=ranks // int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+        plugins=[PlainCheckpoints()],
+        callbacks=[Logging(tracker, loader), Validation(tracker, store), Checkpoints(run, plan.digest()), Stopping(run)],
+        limit_val_batches=0,
+        **QUIET,
+    )
+    tracker.state("running", start)
+    trainer.fit(module, loader, ckpt_path=str(checkpoint) if start else None, weights_only=True)
+    tracker.state("finished" if trainer.global_step >= settings.train.steps else "stopped", trainer.global_step)
+    tracker.close()
+
+
+QUIET: dict[str, Any] = {
+    "logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False,
+    "num_sanity_val_steps": 0, "use_distributed_sampler": False,
+}  # fmt: skip
+
+
+def plan_of(store: Store, settings: Settings) -> Plan:
+    """The plan of a run: training cases of the split, and what a patch of each may be centred on."""
+    data = settings.data
+    splits = assign_splits(store.manifest, data.held_out_centers, data.val_fraction)
+    cases = tuple(case for case in store.cases if splits[case] == "train")
+    present = {case: present_structures(store, case, settings.model.structures) for case in cases}
+    return Plan(settings.seed, settings.train.batch, cases, present, data.foreground_fraction)
+
+
+def present_structures(store: Store, case: str, structures: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of `structures` that have at least one voxel in the case, from the manifest."""
+    voxels = store.voxels(case)
+    return tuple(name for name in structures if voxels.get(name, 0) > 0)
+
+
+def intensity_of(store: Store, cases: tuple[str, ...]) -> Intensity:
+    """Intensity statistics of the training cases' annotated voxels, which the manifest carries a sample of."""
+    samples = store.manifest.loc[list(cases), "foreground_hu"]
+    hu = np.concatenate([np.asarray(sample, np.float32) for sample in samples])
+    if not len(hu):
+        raise UserError(f"store {store.path}: no annotated voxel in any of the {len(cases)} training cases; nothing to learn")
+    return Intensity.of(hu)
+
+
+def resume_step(checkpoint: Path, plan: Plan) -> int:
+    """The step to go on from; 0 without a checkpoint. Raises UserError where the checkpoint belongs to another plan."""
+    if not checkpoint.is_file():
+        return 0
+    saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    if saved["plan_digest"] != plan.digest():
+        raise UserError(
+            f"{checkpoint}: was trained on another plan (cases, seed, batch or weights differ); "
+            "use the settings and the store it began with, or another --run-name"
+        )
+    return int(saved["global_step"])
+
+
+class PlainCheckpoints(TorchCheckpointIO):
+    """Checkpoints appear whole or not at all, and are read as plain data, never as code."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        with open(temporary, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
+        return torch.load(path, map_location=map_location, weights_only=True)
+
+
+def launch(settings: Settings, name: str) -> int:
+    """Start or resume the run `settings.runs`/`name` on this machine; returns the exit code.
+
+    0 finished, 75 stopped on request (the same command goes on), 1 failed. Raises UserError before anything is started
+    where settings, store and split do not fit together.
+    """
+    config.check(settings)
+    store = open_store(settings.data.store)
+    plan_of(store, settings)
+    run = prepare_run(settings, name, store.digest)
+    ranks = settings.train.ranks
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m", "pants_dist.train", str(run)]
+    threads = max(1, cluster.usable_cores() // ranks)
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+    if settings.loader.kind == "local":
+        code = _run(command, environment)
+    else:
+        with cluster.started(settings.loader.readers * ranks, object_store_bytes(settings)) as address:
+            code = _run(command, environment | address)
+    return _outcome(run, code)
+
+
+def object_store_bytes(settings: Settings) -> int:
+    """Room for every micro-batch that may be under way at once, twice over, and at least 128 MiB."""
+    voxels = int(np.prod(settings.data.patch_zyx)) * settings.train.micro_batch
+    under_way = settings.train.ranks * (settings.loader.ahead + 2) * voxels * 6  # up to 4 bytes of HU and 2 of code
+    return max(2 * under_way, 128 << 20)
+
+
+def prepare_run(settings: Settings, name: str, store_digest: str) -> Path:
+    """The run folder with its config.yaml. In a folder that exists, only `train.steps` may differ, and only grow."""
+    run = Path(settings.runs) / name
+    path = run / "config.yaml"
+    if path.is_file():
+        before = config.load(path, [])
+        changed = [(key, old, new) for key, old, new in config.difference(before, settings) if key != "train.steps" or new < old]
+        if changed:
+            key, old, new = changed[0]
+            raise UserError(f"run {run}: {key} was {old} and is now {new}; use the same settings, or another --run-name")
+    run.mkdir(parents=True, exist_ok=True)
+    header = f"# pants-dist {__version__}, store digest {store_digest}\n# start again: pants-dist train --config {path} --run-name {name}\n"
+    write_atomically(path, header + config.dump(settings))
+    return run
+
+
+def _run(command: list[str], environment: dict[str, str]) -> int:
+    """Run torchrun to its end; SIGTERM, SIGINT and SIGUSR1 to us go on to it."""
+    process = subprocess.Popen(command, env=environment, preexec_fn=cluster.die_with_parent)
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    before = {number: signal.signal(number, lambda got, _: process.send_signal(got)) for number in numbers}
+    try:
+        return process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _outcome(run: Path, code: int) -> int:
+    summary = read_summary(run)
+    if summary.get("error"):
+        raise UserError(summary["error"])
+    return {"finished": 0, "stopped": REQUEUE}.get(summary.get("state", ""), 1) if code == 0 else 1
+
+
+def main() -> None:
+    """Entry point of a rank: `python -m pants_dist.train RUN` under torchrun."""
+    cluster.die_with_parent()
+    run = Path(sys.argv[1])
+    try:
+        train(config.load(run / "config.yaml", []), run)
+    except UserError as error:
+        write_atomically(run / "summary.json", _failed(run, str(error)))
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

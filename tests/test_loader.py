@@ -1,0 +1,100 @@
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small import make_store
+
+from pants_dist import cluster
+from pants_dist.errors import UserError
+from pants_dist.loader import Loader, MicroBatch, Reader, make_source
+from pants_dist.plan import Plan
+from pants_dist.store import Store, open_store
+
+SIZE = (16, 24, 20)
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return open_store(make_store(tmp_path_factory.mktemp("loader") / "s"))
+
+
+def plan_for(store: Store, batch: int = 4) -> Plan:
+    present = {case: tuple(store.foreground(case)) for case in store.cases}
+    return Plan(0, batch, tuple(store.cases), present, 0.7)
+
+
+def loader(store: Store, kind: str, start: int = 0, stop: int = 6, rank: int = 0, ranks: int = 1) -> Loader:
+    return Loader(plan_for(store), make_source(kind, Reader(store, SIZE), 2, 4), rank, ranks, start, stop, micro_batch=2)
+
+
+def digests(items) -> list[str]:
+    """One hash a step, over which samples it has and every voxel."""
+    return [hashlib.sha256(b"".join(described(micro) for micro in item)).hexdigest() for item in items]
+
+
+def described(micro: MicroBatch) -> bytes:
+    voxels = b"".join(micro.image(n).tobytes() + micro.codes(n).tobytes() for n in range(len(micro.parts)))
+    return repr(micro.parts).encode() + voxels
+
+
+@pytest.fixture(scope="module")
+def expected(store: Store) -> list[str]:
+    """The same steps read here, one after the other, with no loader at all."""
+    reader, plan = Reader(store, SIZE), plan_for(store)
+    steps = [plan.step_samples(step, 0, 1) for step in range(6)]
+    return digests([[reader.read(samples[:2]), reader.read(samples[2:])] for samples in steps])
+
+
+def test_local_gives_the_plan_in_order(store: Store, expected: list[str]) -> None:
+    """Steps from processes are those read here, voxel for voxel, and a resume at step 4 goes on with step 4."""
+    assert digests(loader(store, "local")) == expected
+    assert digests(loader(store, "local", start=4)) == expected[4:]
+
+
+@pytest.fixture(scope="module")
+def ray_cluster():
+    with cluster.started(readers=4, object_store_bytes=128 << 20):
+        yield
+
+
+def test_ray_gives_the_same_bytes_as_local(store: Store, expected: list[str], ray_cluster) -> None:
+    """Ray's readers and local ones give equal steps."""
+    assert digests(loader(store, "ray")) == expected
+
+
+def test_a_killed_reader_changes_nothing(store: Store, expected: list[str], ray_cluster) -> None:
+    """A reader killed in the middle of the stream is replaced, and every step is as before."""
+    import os
+    import signal
+
+    import ray
+
+    running = loader(store, "ray")
+    pids = [ray.get(reader.__ray_call__.remote(lambda _: os.getpid())) for reader in running.source.readers]
+    items = iter(running)
+    got = [next(items)]
+    os.kill(pids[1], signal.SIGKILL)
+    assert digests([*got, *items]) == expected
+
+
+def test_voxels_from_ray_are_not_copied(store: Store, ray_cluster) -> None:
+    """A micro-batch's arrays are read-only views of one buffer, which is Ray's shared memory."""
+    micro = next(iter(loader(store, "ray", stop=1)))[0]
+    assert not micro.buffer.flags.owndata and not micro.image(0).flags.writeable
+    assert np.shares_memory(micro.image(0), micro.buffer) and np.shares_memory(micro.codes(1), micro.buffer)
+
+
+def test_ranks_divide_a_step(store: Store) -> None:
+    """Two ranks together read the samples that one would, each its own half."""
+    alone = [part.sample for item in loader(store, "local", stop=2) for micro in item for part in micro.parts]
+    halves = [loader(store, "local", stop=2, rank=rank, ranks=2) for rank in (0, 1)]
+    shared = [part.sample for half in halves for item in half for micro in item for part in micro.parts]
+    assert sorted(shared, key=lambda s: s.index) == alone and len(shared) == len(alone)
+
+
+def test_too_little_shared_memory_is_refused(tmp_path: Path) -> None:
+    """An object store that /dev/shm cannot hold is refused before Ray starts, with both numbers."""
+    with pytest.raises(UserError, match=r"/dev/shm: \d+ MiB free, the loader needs"), cluster.started(1, 1 << 50):
+        pass

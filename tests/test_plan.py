@@ -1,0 +1,75 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from pants_dist.errors import UserError
+from pants_dist.plan import Plan, Sample, corner_of
+
+CASES = tuple(f"c{n}" for n in range(10))
+PRESENT = {case: ("liver", "pancreas") if n % 2 else () for n, case in enumerate(CASES)}
+
+
+def plan(**changes) -> Plan:
+    return Plan(**{"seed": 3, "batch": 8, "cases": CASES, "present": PRESENT, "foreground_fraction": 0.5} | changes)
+
+
+def test_a_sample_needs_no_predecessor() -> None:
+    """Sample i is the same alone, in order, backwards and from another plan object."""
+    forwards = [plan().sample(i) for i in range(50)]
+    assert [plan().sample(i) for i in reversed(range(50))] == forwards[::-1]
+    assert len({sample.augment_seed for sample in forwards}) == 50
+
+
+def test_no_case_repeats_before_all_were_seen() -> None:
+    """Each run of len(cases) samples has every case once, in another order each time."""
+    epochs = [[plan().sample(e * 10 + i).case for i in range(10)] for e in range(5)]
+    assert all(sorted(epoch) == sorted(CASES) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 5
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8])
+def test_ranks_share_a_step_and_never_change_it(ranks: int) -> None:
+    """Whatever the number of ranks, step 7 has the same samples, each on one rank."""
+    samples = [sample for rank in range(ranks) for sample in plan().step_samples(7, rank, ranks)]
+    assert sorted(sample.index for sample in samples) == list(range(56, 64))
+    assert sorted(samples, key=lambda sample: sample.index) == plan().step_samples(7, 0, 1)
+
+
+def test_foreground_share_is_kept() -> None:
+    """Half the samples of cases that have structures are centred on one, each structure equally often; others never."""
+    samples = [plan(seed=1).sample(i) for i in range(8000)]
+    counts = Counter(sample.structure for sample in samples if PRESENT[sample.case])
+    assert counts[None] / 4000 == pytest.approx(0.5, abs=0.03)
+    assert counts["liver"] / counts["pancreas"] == pytest.approx(1, abs=0.15)
+    assert all(sample.structure is None for sample in samples if not PRESENT[sample.case])
+
+
+def test_the_digest_changes_with_all_that_decides_samples() -> None:
+    """Another seed, batch, order of cases or share gives another digest; the same plan the same."""
+    changes = [{}, {"seed": 4}, {"batch": 4}, {"cases": CASES[::-1]}, {"foreground_fraction": 0.4}]
+    assert len({plan(**change).digest() for change in changes}) == len(changes)
+    assert plan().digest() == plan().digest()
+
+
+def test_a_plan_without_cases_is_refused() -> None:
+    """No cases left after a split is said in words."""
+    with pytest.raises(UserError, match="no cases to train on"):
+        plan(cases=(), present={})
+
+
+def sample(**changes) -> Sample:
+    return Sample(**{"index": 0, "case": "c", "structure": None, "draw": 0, "uniform_zyx": (0.0, 0.5, 0.999), "augment_seed": 0} | changes)
+
+
+def test_a_patch_is_centred_on_its_voxel_and_stays_inside() -> None:
+    """The drawn voxel is in the middle of the patch, or the patch at the border; it never leaves a case that is long enough."""
+    voxels = np.array([[50, 50, 50], [0, 99, 50]])
+    assert corner_of(sample(draw=2), (100, 100, 100), (10, 20, 30), voxels) == (45, 40, 35)
+    assert corner_of(sample(draw=7), (100, 100, 100), (10, 20, 30), voxels) == (0, 80, 35)
+
+
+def test_without_a_voxel_the_patch_lies_anywhere() -> None:
+    """The corner runs over every place where the patch fits, and short axes are centred."""
+    assert corner_of(sample(), (100, 100, 100), (10, 20, 30), None) == (0, 40, 70)
+    assert corner_of(sample(), (6, 100, 100), (10, 20, 30), None)[0] == -2
