@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
-from nibabel.orientations import aff2axcodes
+from nibabel.orientations import aff2axcodes, io_orientation
 from nibabel.spatialimages import HeaderDataError
 
 from conversion import gz
@@ -54,6 +54,12 @@ class Volume:
         """Voxel size along i, j, k by the affine."""
         i, j, k = np.linalg.norm(self.affine[:3, :3], axis=0).tolist()
         return i, j, k
+
+    @property
+    def spacing_mm_zyx(self) -> tuple[float, float, float]:
+        """Voxel size along z, y, x of `canonical`."""
+        x, y, z = (self.spacing_mm_ijk[axis] for axis in _axes_xyz(self.affine)[0])
+        return z, y, x
 
     @property
     def orientation(self) -> str:
@@ -274,6 +280,35 @@ def _smallest(facts: list[tuple[float, float, bool, bool]]) -> np.dtype:
                 return np.dtype(dtype)
         raise BadImage(f"values up to {max(highs)}, beyond int64")
     return np.dtype(np.float32 if all(single) else np.float64)
+
+
+def canonical(array_ijk: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """The same voxels as (z, y, x) growing towards superior, anterior and right: a view. `original` undoes it."""
+    axes, forward = _axes_xyz(affine)
+    view_xyz = array_ijk.transpose(axes)[tuple(slice(None, None, step) for step in forward)]
+    return view_xyz.transpose(2, 1, 0)
+
+
+def original(array_zyx: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Voxels of `canonical` as (i, j, k) of the image with this affine: a view."""
+    axes, forward = _axes_xyz(affine)
+    view_xyz = array_zyx.transpose(2, 1, 0)[tuple(slice(None, None, step) for step in forward)]
+    return view_xyz.transpose(np.argsort(axes))
+
+
+def canonical_indices(indices_ijk: np.ndarray, shape_ijk: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
+    """Voxel indices (n, 3) i, j, k as indices z, y, x into `canonical`."""
+    axes, forward = _axes_xyz(affine)
+    last = np.array(shape_ijk)[list(axes)] - 1
+    indices_xyz = indices_ijk[:, axes]
+    return np.where(np.array(forward) < 0, last - indices_xyz, indices_xyz)[:, ::-1]
+
+
+def _axes_xyz(affine: np.ndarray) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """For x, y and z: the voxel axis that runs along it most, and whether it does so forward (1) or backward (-1)."""
+    orientation = io_orientation(affine)
+    order = np.argsort(orientation[:, 0])
+    return tuple(order.tolist()), tuple(int(step) for step in orientation[order, 1])
 
 
 def write(

@@ -1,0 +1,238 @@
+"""Merge overlapping masks into palette codes: one pass a mask, which writes only where the mask is set.
+
+A volume of small codes says for every voxel which combination of structures it carries. Adding a mask moves its voxels
+from code c to the code of "c and this structure", allocated when it first occurs; a code without voxels is used again.
+Volumes are one-dimensional here, in the order of their memory. Loops are compiled by numba; where it is missing, numpy
+makes the same arrays more slowly.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+BLOCK = 512  # set voxels are counted in blocks of this many, so that the n-th one is found without a search
+WORD = 8  # voxels of a mask looked at together: nearly all are zero
+CODES_DTYPES = (np.uint8, np.uint16)
+_DONE, _FULL, _SEVERAL = 0, 1, 2
+
+
+class TooManyValues(ValueError):
+    """A mask with more than one value besides 0, or a case with more combinations than uint16 can number."""
+
+
+class Combinations:
+    """The code volume of one case while masks are added to it.
+
+    `codes` (voxels,) is uint8, or uint16 once more than 256 combinations are in use at a time; `bitmasks[code]` is the
+    combination that a code stands for, `counts[code]` how many voxels carry it.
+    """
+
+    def __init__(self, voxels: int) -> None:
+        self.codes: np.ndarray = np.zeros(voxels, np.uint8)
+        self.bitmasks = [0]
+        self.counts = np.zeros(1 << 16, np.int64)
+        self.counts[0] = voxels
+
+    def add(self, mask: np.ndarray, bit: int, on: np.ndarray) -> np.ndarray:
+        """Set bit `bit` in the voxels of `mask`; returns how many are set in each block of BLOCK voxels (int32).
+
+        `mask` (voxels,) is uint8, aligned to 8 bytes; on[value] says which values are set, on[0] is False. Raises
+        TooManyValues.
+        """
+        blocks = np.zeros(-(-len(mask) // BLOCK), np.int32)
+        successor = np.full(len(self.counts), -1, np.int32)
+        seen = np.zeros(1, np.uint8)
+        words = mask[: len(mask) // WORD * WORD].view(np.uint64)
+        status, block = _FULL, 0
+        while status == _FULL:
+            free = self._free()
+            origin = np.full(len(free), -1, np.int32)
+            status, block, used = _add(
+                mask, words, on, self.codes, successor, free, origin, self.counts, blocks, block, seen
+            )
+            self._allocate(free[:used], origin[:used], bit)
+            if status == _SEVERAL or (status == _FULL and self.codes.dtype == CODES_DTYPES[-1]):
+                raise TooManyValues
+            if status == _FULL:
+                self.codes = self.codes.astype(CODES_DTYPES[-1])
+        return blocks
+
+    def _free(self) -> np.ndarray:
+        """Codes that no voxel carries and that the dtype can hold."""
+        limit = np.iinfo(self.codes.dtype).max + 1
+        return np.flatnonzero(self.counts[1:limit] == 0).astype(np.int32) + 1
+
+    def _allocate(self, codes: np.ndarray, origins: np.ndarray, bit: int) -> None:
+        for code, origin in zip(codes.tolist(), origins.tolist(), strict=True):
+            self.bitmasks += [0] * (code + 1 - len(self.bitmasks))
+            self.bitmasks[code] = self.bitmasks[origin] | 1 << bit
+
+    def palette(self) -> tuple[np.ndarray, list[int], list[int], np.ndarray]:
+        """Renumber by bitmask, the empty one first. The object is used up.
+
+        Returns codes (voxels,), the bitmask of each code, its voxels, and the non-empty voxels in each block.
+        """
+        used = [code for code in range(len(self.bitmasks)) if self.counts[code] or code == 0]
+        order = sorted(used, key=lambda code: self.bitmasks[code])
+        dtype = CODES_DTYPES[0] if len(order) <= 256 else CODES_DTYPES[1]
+        renumbered = np.zeros(len(self.bitmasks), dtype)
+        renumbered[order] = np.arange(len(order), dtype=dtype)
+        out = self.codes if self.codes.dtype == dtype else np.zeros(len(self.codes), dtype)
+        blocks = np.zeros(-(-len(out) // BLOCK), np.int32)
+        _renumber(self.codes, out, renumbered, blocks)
+        return out, [self.bitmasks[code] for code in order], self.counts[order].tolist(), blocks
+
+
+def locate(volume: np.ndarray, blocks: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+    """Position (int64) of the ranks[n]-th non-zero voxel of `volume`; `blocks` counts them, `ranks` ascend from 0."""
+    return _locate(volume, np.cumsum(blocks, dtype=np.int64), ranks.astype(np.int64))
+
+
+# numba compiles these three as they stand; every scalar below is an integer of 64 bits to it
+
+
+def _add_loop(
+    mask: np.ndarray,
+    words: np.ndarray,
+    on: np.ndarray,
+    codes: np.ndarray,
+    successor: np.ndarray,
+    free: np.ndarray,
+    origin: np.ndarray,
+    counts: np.ndarray,
+    blocks: np.ndarray,
+    first: int,
+    seen: np.ndarray,
+) -> tuple[int, int, int]:
+    """Add from block `first` on; returns (status, block to go on from, entries of `free` that were taken)."""
+    used = 0
+    for block in range(first, len(blocks)):
+        i, stop = block * BLOCK, min(block * BLOCK + BLOCK, len(mask))
+        if stop - i == BLOCK:
+            anything = words[i // WORD]
+            for word in range(i // WORD + 1, stop // WORD):
+                anything |= words[word]
+            if anything == 0:
+                continue
+        before, after, run, found = -1, -1, 0, 0
+        while i < stop:
+            if i % WORD == 0 and i + WORD <= stop and words[i // WORD] == 0:
+                i += WORD
+                continue
+            value = mask[i]
+            if value != 0:
+                if value != seen[0]:
+                    if seen[0] != 0:
+                        return _SEVERAL, block, used
+                    seen[0] = value
+                if on[value]:
+                    code = int(codes[i])
+                    if code != before:
+                        counts[before] -= run  # before the first run this subtracts 0
+                        counts[after] += run
+                        before, run, after = code, 0, successor[code]
+                        if after < 0:
+                            if used == len(free):
+                                return _FULL, block, used
+                            after = free[used]
+                            origin[used] = code
+                            used += 1
+                            successor[code] = after
+                            successor[after] = after  # so that going on from this block changes nothing twice
+                    codes[i] = after
+                    run += 1
+                    found += 1
+            i += 1
+        counts[before] -= run
+        counts[after] += run
+        blocks[block] = found
+    return _DONE, len(blocks), used
+
+
+def _renumber_loop(codes: np.ndarray, out: np.ndarray, renumbered: np.ndarray, blocks: np.ndarray) -> None:
+    for block in range(len(blocks)):
+        found = 0
+        for i in range(block * BLOCK, min(block * BLOCK + BLOCK, len(codes))):
+            if codes[i] != 0:
+                out[i] = renumbered[codes[i]]
+                found += 1
+        blocks[block] = found
+
+
+def _locate_loop(volume: np.ndarray, ends: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+    positions = np.empty(len(ranks), np.int64)
+    block = 0
+    for n in range(len(ranks)):
+        while ends[block] <= ranks[n]:
+            block += 1
+        left = ranks[n] - (ends[block - 1] if block else 0)
+        i = block * BLOCK
+        while left > 0 or volume[i] == 0:
+            if volume[i] != 0:
+                left -= 1
+            i += 1
+        positions[n] = i
+    return positions
+
+
+# the same with numpy
+
+
+def _add_plain(
+    mask: np.ndarray,
+    words: np.ndarray,
+    on: np.ndarray,
+    codes: np.ndarray,
+    successor: np.ndarray,
+    free: np.ndarray,
+    origin: np.ndarray,
+    counts: np.ndarray,
+    blocks: np.ndarray,
+    first: int,
+    seen: np.ndarray,
+) -> tuple[int, int, int]:
+    where = np.flatnonzero(mask)
+    if len(where) and (mask[where] != mask[where[0]]).any():
+        return _SEVERAL, 0, 0
+    if not len(where) or not on[mask[where[0]]]:
+        return _DONE, len(blocks), 0
+    before = codes[where]
+    kinds, first_seen, sizes = np.unique(before, return_index=True, return_counts=True)
+    if len(kinds) > len(free):
+        return _FULL, 0, 0
+    order = np.argsort(first_seen)
+    origin[: len(kinds)] = kinds[order]
+    successor[kinds[order]] = free[: len(kinds)]
+    codes[where] = successor[before]
+    counts[kinds] -= sizes
+    counts[free[: len(kinds)]] += sizes[order]
+    blocks[:] = np.bincount(where // BLOCK, minlength=len(blocks))
+    return _DONE, len(blocks), len(kinds)
+
+
+def _renumber_plain(codes: np.ndarray, out: np.ndarray, renumbered: np.ndarray, blocks: np.ndarray) -> None:
+    where = np.flatnonzero(codes)
+    out[where] = renumbered[codes[where]]
+    blocks[:] = np.bincount(where // BLOCK, minlength=len(blocks))
+
+
+def _locate_plain(volume: np.ndarray, ends: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+    return np.flatnonzero(volume)[ranks]
+
+
+def _compiled(loop: Callable, plain: Callable) -> Any:
+    """`loop` compiled by numba, `plain` where numba is missing."""
+    try:
+        from numba import njit
+    except ImportError:
+        return plain
+    try:
+        return njit(cache=True, nogil=True)(loop)
+    except RuntimeError:  # no folder that can be written to for the cache
+        return njit(nogil=True)(loop)
+
+
+_add = _compiled(_add_loop, _add_plain)
+_renumber = _compiled(_renumber_loop, _renumber_plain)
+_locate = _compiled(_locate_loop, _locate_plain)

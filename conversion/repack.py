@@ -1,0 +1,245 @@
+"""One case: read it, check it, merge its masks into palette codes, draw its coordinates, publish it as one file.
+
+Everything is computed in the index order of the source's files, where memory is contiguous; the store's order (z, y, x)
+is a view on it. At most one mask is held at a time.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from conversion import nifti
+from conversion.layouts import Source
+from conversion.merge import Combinations, TooManyValues, locate
+from conversion.nifti import BadImage, Scratch, Volume
+from pants_dist.casefile import write_case
+from pants_dist.structures import LESION, bit_order
+
+CONVERTER = "pants-dist conversion 1"  # a case made by another is made again; count up when files would differ
+COORDINATES = 2000  # a structure's voxels that can be drawn as patch centers
+HU_SAMPLE = 256  # a case's share in the intensity statistics of training
+THRESHOLD = 0.5  # released masks load as 1.0000001
+
+
+class Digests(dict[Path, tuple[int, str]]):
+    """Size and sha256 of every file that was read, collected on the way."""
+
+    def read(self, path: Path) -> bytes:
+        """The file's bytes. Raises BadImage."""
+        data = nifti.read_bytes(path)
+        self[path] = len(data), hashlib.sha256(data).hexdigest()
+        return data
+
+
+@dataclass(frozen=True)
+class Labels:
+    """A case's masks, merged: `codes` in index order, flat; `palette` bitmasks by code, `voxels` by code."""
+
+    structures: tuple[str, ...]
+    codes: np.ndarray
+    palette: list[int]
+    voxels: list[int]
+    blocks: np.ndarray
+    coordinates: Mapping[str, np.ndarray]
+
+    def count(self, name: str) -> int:
+        """Voxels of one structure."""
+        bit = self.structures.index(name)
+        return sum(number for mask, number in zip(self.palette, self.voxels, strict=True) if mask >> bit & 1)
+
+
+def convert_case(source: Source, cases: Path) -> dict[str, Any]:
+    """Repack one case into `cases`/<case>.ozx; returns its manifest row.
+
+    Raises BadImage, with the file's name, where the case is refused; OSError where the disk refuses.
+    """
+    if not source.masks:
+        raise BadImage("no masks: no segmentations/*.nii.gz belongs to this image")
+    mtimes = [_mtime_ns(path) for path in source.files]
+    digests = Digests()
+    volume = read_image(source, digests)
+    labels = merge_masks(source, volume, digests)
+    record = {**_record(source, volume, labels), **_sources(source, digests)}
+    codes = labels.codes.reshape(volume.array_ijk.shape, order="F")
+    row = write_case(
+        cases / f"{source.case}.ozx",
+        record,
+        nifti.canonical(volume.array_ijk, volume.affine),
+        nifti.canonical(codes, volume.affine),
+        {
+            name: nifti.canonical_indices(where, codes.shape, volume.affine)
+            for name, where in labels.coordinates.items()
+        },
+    )
+    return row | {"source_mtimes_ns": json.dumps(mtimes)}
+
+
+def _mtime_ns(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError as error:
+        raise BadImage(f"cannot be read ({error.strerror or error})", path.name) from error
+
+
+def read_image(source: Source, digests: Digests) -> Volume:
+    """The CT, voxels as HU (i, j, k) in the smallest dtype that loses nothing."""
+    try:
+        volume = nifti.decode(digests.read(source.image))
+        return replace(volume, array_ijk=nifti.values(volume))
+    except BadImage as error:
+        raise BadImage(error.reason, source.image.name) from error
+
+
+def merge_masks(source: Source, image: Volume, digests: Digests) -> Labels:
+    """Read the masks one after the other and merge them on the image's grid, index by index."""
+    shape = image.array_ijk.shape
+    structures = bit_order(set(source.masks))
+    combinations = Combinations(image.array_ijk.size)
+    scratch = Scratch()
+    coordinates = {}
+    for bit, name in enumerate(structures):
+        if name not in source.masks:
+            continue
+        path = source.masks[name]
+        try:
+            mask, on = binary(nifti.decode(digests.read(path), scratch), shape)
+            blocks = combinations.add(mask, bit, on)
+        except BadImage as error:
+            raise BadImage(error.reason, path.name) from error
+        except TooManyValues as error:
+            raise BadImage(f"a mask with more than two values, {_some_values(mask)}", path.name) from error
+        if blocks.any():
+            coordinates[name] = np.stack(np.unravel_index(_draw(source.case, name, mask, blocks, shape), shape, "F"), 1)
+    return Labels(structures, *combinations.palette(), coordinates)
+
+
+def binary(volume: Volume, shape_ijk: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """A mask as flat uint8 in index order, and which of the 256 values mean "inside" (value > 0.5 after scaling).
+
+    Raises BadImage where the shape is not `shape_ijk` or there are more than two values.
+    """
+    array = volume.array_ijk
+    if array.shape != shape_ijk:
+        raise BadImage(f"shape {array.shape} is not the image's {shape_ijk}")
+    if array.dtype.itemsize == 1:
+        inside = np.arange(256, dtype=np.uint8).view(array.dtype) * volume.slope + volume.inter > THRESHOLD
+        flat = array.reshape(-1, order="F").view(np.uint8)
+        if not inside[0]:
+            return flat if flat.ctypes.data % 8 == 0 else flat.copy(), inside
+    low, high = array.min(), array.max()
+    if any(((plane != low) & (plane != high)).any() for plane in np.moveaxis(array, 2, 0)):
+        raise BadImage(f"a mask with more than two values, {_some_values(array)}")
+    flat = np.empty(array.size, np.uint8)
+    for target, plane in zip(flat.reshape(array.shape, order="F").T, array.T, strict=True):
+        target[...] = plane * volume.slope + volume.inter > THRESHOLD
+    return flat, np.arange(256) > 0
+
+
+def _some_values(array: np.ndarray) -> str:
+    return ", ".join(f"{value:g}" for value in np.unique(array)[:4].tolist())
+
+
+def _draw(case: str, structure: str, mask: np.ndarray, blocks: np.ndarray, shape_ijk: tuple[int, ...]) -> np.ndarray:
+    """Positions of up to COORDINATES set voxels of a mask; of a lesion, in each of its components."""
+    total = int(blocks.sum())
+    chosen = np.zeros(0, np.int64)
+    if structure == LESION and total > COORDINATES:
+        chosen = _one_a_component(case, mask.reshape(shape_ijk, order="F"))
+    wanted = max(COORDINATES - len(chosen), 0)
+    return np.union1d(locate(mask, blocks, _strata(f"{case}/{structure}", total, wanted)), chosen)
+
+
+def _strata(key: str, total: int, wanted: int) -> np.ndarray:
+    """Ascending numbers below `total`: all where there are at most `wanted`, else one of each of `wanted` equal strata.
+
+    Where in its stratum is decided by sha256 of `key`, so it is the same on every machine and for every version of numpy.
+    """
+    if total <= wanted:
+        return np.arange(total)
+    bits = np.frombuffer(hashlib.shake_256(key.encode()).digest(4 * wanted), "<u4").astype(np.int64)
+    edges = np.arange(wanted + 1) * total // wanted
+    return edges[:-1] + bits * np.diff(edges) // (1 << 32)
+
+
+def _one_a_component(case: str, mask_ijk: np.ndarray) -> np.ndarray:
+    """Positions (Fortran order) of one voxel of each 26-connected component."""
+    import cc3d
+
+    corner, box = _bounding_box(mask_ijk)
+    components = cc3d.connected_components(np.asfortranarray(box), connectivity=26)
+    where = np.flatnonzero(components.reshape(-1, order="F"))
+    numbers = components.reshape(-1, order="F")[where]
+    order = np.argsort(numbers, kind="stable")
+    ends = np.cumsum(np.bincount(numbers)[1:])
+    middles = where[order[(np.concatenate([[0], ends[:-1]]) + ends) // 2]]
+    local = np.unravel_index(middles, box.shape, "F")
+    indices = tuple(axis + start for axis, start in zip(local, corner, strict=True))
+    return np.ravel_multi_index(indices, mask_ijk.shape, order="F")
+
+
+def _bounding_box(mask_ijk: np.ndarray) -> tuple[tuple[int, ...], np.ndarray]:
+    """(first index along each axis, the part of a non-empty mask inside its bounding box)."""
+    corner, box = [], mask_ijk
+    for axis in (2, 1, 0):  # the slowest axis first: each step leaves less for the next
+        others = tuple(other for other in range(3) if other != axis)
+        inside = np.flatnonzero(box.any(axis=others))
+        corner.insert(0, int(inside[0]))
+        box = box[tuple(slice(inside[0], inside[-1] + 1) if a == axis else slice(None) for a in range(3))]
+    return tuple(corner), box
+
+
+def _record(source: Source, image: Volume, labels: Labels) -> dict[str, Any]:
+    """What the case's file says of itself, all but its sources. Pure."""
+    voxels = {name: labels.count(name) for name in source.masks}
+    notes = list(_notes(source, image, voxels))
+    annotated = [name for name in labels.structures if name in source.annotated]
+    if source.about["tumor_flag"] and voxels.get(LESION) == 0:
+        annotated.remove(LESION)
+    return {
+        **source.about,
+        "case": source.case,
+        "dataset": source.dataset,
+        "spacing_mm_zyx": [round(mm, 6) for mm in image.spacing_mm_zyx],
+        "palette": [hex(mask) for mask in labels.palette],
+        "structures": list(labels.structures),
+        "annotated": annotated,
+        "voxels": json.dumps(voxels, sort_keys=True),
+        "foreground_hu": _sample_hu(source.case, image, labels),
+        "source_shape_ijk": list(image.array_ijk.shape),
+        "source_orientation": image.orientation,
+        "source_affine": image.affine.ravel().tolist(),
+        "source_dtype": image.dtype.name,
+        "source_slope": image.slope,
+        "source_inter": image.inter,
+        "notes": notes,
+        "converter": CONVERTER,
+    }
+
+
+def _sample_hu(case: str, image: Volume, labels: Labels) -> list[float]:
+    """HU of up to HU_SAMPLE annotated voxels, spread evenly over them in index order."""
+    ranks = _strata(f"{case}/hu", int(labels.blocks.sum()), HU_SAMPLE)
+    where = locate(labels.codes, labels.blocks, ranks)
+    return image.array_ijk.reshape(-1, order="F")[where].astype(np.float32).tolist()
+
+
+def _notes(source: Source, image: Volume, voxels: Mapping[str, int]) -> Iterator[str]:
+    if image.array_ijk.dtype != np.int16:
+        low, high = image.array_ijk.min(), image.array_ijk.max()
+        why = "not whole numbers" if image.array_ijk.dtype.kind == "f" else "beyond int16"
+        yield f"HU kept as {image.array_ijk.dtype.name}: {why}, from {low:g} to {high:g}"
+    if missing := sorted(set(source.annotated) - set(voxels)):
+        yield f"masks missing: {', '.join(missing)}"
+    if source.about["tumor_flag"] and voxels.get(LESION) == 0:
+        yield "tumor? is 1 and the lesion mask is empty: lesion taken as not annotated"
+
+
+def _sources(source: Source, digests: Digests) -> dict[str, Any]:
+    """Fields `sources` and `source_bytes`: what the case was made from, by content."""
+    listed = [[str(path.relative_to(source.root)), *digests[path]] for path in source.files]
+    return {"sources": json.dumps(listed), "source_bytes": sum(size for size, _ in digests.values())}
