@@ -44,6 +44,11 @@ class Source:
         """Every file that the case is made from, the image first."""
         return [self.image, *(self.masks[name] for name in sorted(self.masks))]
 
+    @property
+    def names(self) -> list[str]:
+        """The names of `files` inside the dataset."""
+        return [path.relative_to(self.root).as_posix() for path in self.files]
+
 
 @dataclass
 class Found:

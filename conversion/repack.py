@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from conversion import nifti
-from conversion.layouts import Source
+from conversion.layouts import CASE_ID, Source
 from conversion.merge import Combinations, TooManyValues, locate
 from conversion.nifti import BadImage, Scratch, Volume
 from pants_dist.casefile import write_case
@@ -56,8 +56,10 @@ class Labels:
 def convert_case(source: Source, cases: Path) -> dict[str, Any]:
     """Repack one case into `cases`/<case>.ozx; returns its manifest row.
 
-    Raises BadImage, with the file's name, where the case is refused; OSError where the disk refuses.
+    Raises BadImage, with the file's name, where the case is refused; OSError where the store's disk refuses.
     """
+    if not CASE_ID.fullmatch(source.case):
+        raise BadImage("the folder's name cannot be a case id (letters, digits, '_', '-' and '.'); rename it")
     if not source.masks:
         raise BadImage("no masks: no segmentations/*.nii.gz belongs to this image")
     mtimes = [_mtime_ns(path) for path in source.files]
@@ -241,5 +243,5 @@ def _notes(source: Source, image: Volume, voxels: Mapping[str, int]) -> Iterator
 
 def _sources(source: Source, digests: Digests) -> dict[str, Any]:
     """Fields `sources` and `source_bytes`: what the case was made from, by content."""
-    listed = [[str(path.relative_to(source.root)), *digests[path]] for path in source.files]
+    listed = [[name, *digests[path]] for name, path in zip(source.names, source.files, strict=True)]
     return {"sources": json.dumps(listed), "source_bytes": sum(size for size, _ in digests.values())}

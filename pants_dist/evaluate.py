@@ -15,13 +15,14 @@ import torch
 from monai.inferers import sliding_window_inference
 
 from pants_dist import __version__, config, report
+from pants_dist.casefile import file_digest
 from pants_dist.cases import SPLITS, assign_splits
 from pants_dist.config import Settings
 from pants_dist.errors import UserError
 from pants_dist.metrics import score_case
 from pants_dist.model import Intensity, Segmenter
 from pants_dist.pictures import draw_case
-from pants_dist.store import Store, file_digest, open_store
+from pants_dist.store import Store, open_store
 from pants_dist.structures import LESION, PANCREAS
 
 COPIED = ("case", "dataset", "center", "center_kind", "phase", "sex", "age", "manufacturer", "nationality", "study_year", "tumor_flag")

@@ -72,6 +72,10 @@ class Segmenter(L.LightningModule):
         """Logits (B, structures, z, y, x) of CT in HU (B, 1, z, y, x)."""
         return self.network(self.intensity(hu))
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Micro-batches stay in shared memory until their voxels are needed; `forward_and_target` moves them."""
+        return batch
+
     def training_step(self, batch: "list[MicroBatch]", batch_index: int) -> dict[str, Tensor]:
         """One optimizer step: the loss is the mean over the step's samples, over micro-batches and ranks alike."""
         optimizer: Any = self.optimizers()

@@ -51,6 +51,11 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return [by_step[step] for step in sorted(by_step)]
 
 
+def refuse(run: Path, error: str) -> None:
+    """Leave word in summary.json why a rank would not go on, for the process that started it to tell the user."""
+    write_atomically(run / "summary.json", json.dumps(read_summary(run) | {"state": "refused", "error": error}))
+
+
 class Tracker:
     """Writes one attempt of a run. Every rank makes one; only rank 0's writes anything."""
 

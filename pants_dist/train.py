@@ -1,9 +1,11 @@
 """The main path. `launch` prepares a run folder and starts Ray and torchrun; `train` is what each rank then does."""
 
+import logging
 import os
 import signal
 import subprocess
 import sys
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy
 
 from pants_dist import __version__, cluster, config
-from pants_dist.callbacks import Checkpoints, Logging, Stopping, Validation
+from pants_dist.callbacks import STOP_REQUEST, Checkpoints, Logging, Stopping, Validation
 from pants_dist.cases import assign_splits
 from pants_dist.config import Settings
 from pants_dist.errors import UserError
@@ -23,7 +25,7 @@ from pants_dist.loader import Loader, Reader, make_source
 from pants_dist.model import Intensity, Segmenter
 from pants_dist.plan import Plan
 from pants_dist.store import Store, open_store
-from pants_dist.tracking import Tracker, read_summary, write_atomically
+from pants_dist.tracking import Tracker, read_summary, refuse, write_atomically
 
 REQUEUE = 75  # exit code: stopped on request with everything saved; run the same command again (EX_TEMPFAIL)
 
@@ -135,10 +137,10 @@ def launch(settings: Settings, name: str) -> int:
     threads = max(1, cluster.usable_cores() // ranks)
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
     if settings.loader.kind == "local":
-        code = _run(command, environment)
+        code = _run(command, environment, run)
     else:
         with cluster.started(settings.loader.readers * ranks, object_store_bytes(settings)) as address:
-            code = _run(command, environment | address)
+            code = _run(command, environment | address, run)
     return _outcome(run, code)
 
 
@@ -165,33 +167,40 @@ def prepare_run(settings: Settings, name: str, store_digest: str) -> Path:
     return run
 
 
-def _run(command: list[str], environment: dict[str, str]) -> int:
-    """Run torchrun to its end; SIGTERM, SIGINT and SIGUSR1 to us go on to it."""
-    process = subprocess.Popen(command, env=environment, preexec_fn=cluster.die_with_parent)
+def _run(command: list[str], environment: dict[str, str], run: Path) -> int:
+    """Run torchrun to its end. SIGTERM, SIGINT or SIGUSR1 to us asks the ranks to save and stop; they die if we do."""
+    request = run / STOP_REQUEST
+    request.unlink(missing_ok=True)
+    # a session of its own: Ctrl-C reaches us alone, and torchrun does not kill ranks that are saving
+    process = subprocess.Popen(command, env=environment, preexec_fn=cluster.die_with_parent, start_new_session=True)
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-    before = {number: signal.signal(number, lambda got, _: process.send_signal(got)) for number in numbers}
+    before = {number: signal.signal(number, lambda *_: request.touch()) for number in numbers}
     try:
         return process.wait()
     finally:
+        request.unlink(missing_ok=True)
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 def _outcome(run: Path, code: int) -> int:
-    summary = read_summary(run)
-    if summary.get("error"):
-        raise UserError(summary["error"])
-    return {"finished": 0, "stopped": REQUEUE}.get(summary.get("state", ""), 1) if code == 0 else 1
+    state = read_summary(run).get("state")
+    if state == "refused":
+        raise UserError(read_summary(run)["error"])
+    return {"finished": 0, "stopped": REQUEUE}.get(state or "", 1) if code == 0 else 1
 
 
 def main() -> None:
     """Entry point of a rank: `python -m pants_dist.train RUN` under torchrun."""
     cluster.die_with_parent()
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="lightning")
     run = Path(sys.argv[1])
     try:
         train(config.load(run / "config.yaml", []), run)
     except UserError as error:
-        write_atomically(run / "summary.json", _failed(run, str(error)))
+        refuse(run, str(error))
         raise SystemExit(2) from None
 
 

@@ -1,0 +1,67 @@
+"""What a conversion remembers while it runs: rows of finished cases, and cases that were refused.
+
+    STORE/journal/<writer>.jsonl       a line a finished case: its manifest row; until the manifest holds it
+    STORE/quarantine/<writer>.jsonl    a line a refused case: case, dataset, reason, the image's path
+
+One process writes one file, so nothing is shared between hosts; a line that a kill tore is passed over.
+"""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+JOURNAL, QUARANTINE = "journal", "quarantine"
+
+
+class Writer:
+    """Appends lines to a file of this process's own; the file appears with the first line."""
+
+    def __init__(self, store: Path, kind: str) -> None:
+        self.path = store / kind / f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}.jsonl"
+
+    def append(self, line: dict[str, Any], sync: bool = False) -> None:
+        """Add one line, stamped with the time; with `sync`, it is on the disk when this returns."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"time": time.time(), **line}) + "\n")
+            file.flush()
+            if sync:
+                os.fsync(file.fileno())
+
+
+def read_rows(store: Path) -> dict[str, dict[str, Any]]:
+    """Case -> its last journaled manifest row."""
+    return {line["row"]["case"]: line["row"] for line in _lines(store / JOURNAL)}
+
+
+def quarantined(store: Path) -> dict[str, dict[str, Any]]:
+    """Case -> why and where it was refused (case, dataset, reason, path), as the last attempt left it."""
+    last = {line["case"]: line for line in _lines(store / QUARANTINE)}
+    return {case: line for case, line in sorted(last.items()) if line["reason"]}
+
+
+def clear(store: Path, kind: str, keep: Path | None = None) -> None:
+    """Remove every writer's file but `keep`."""
+    for path in (store / kind).glob("*.jsonl"):
+        if path != keep:
+            path.unlink(missing_ok=True)
+
+
+def _lines(folder: Path) -> Iterator[dict[str, Any]]:
+    """Whole lines of every file in a folder, in the order of their time."""
+    found = [line for path in sorted(folder.glob("*.jsonl")) for line in _whole_lines(path)]
+    return iter(sorted(found, key=lambda line: line["time"]))
+
+
+def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue  # torn by a kill
+        if isinstance(line, dict) and "time" in line:
+            yield line

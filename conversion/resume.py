@@ -1,0 +1,62 @@
+"""Is a case's file in the store still what its sources would give? Sizes and times first, contents where times differ."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from conversion.layouts import ABOUT, Source
+from conversion.repack import CONVERTER
+from pants_dist.casefile import row_of
+from pants_dist.errors import UserError
+
+
+def current_row(source: Source, cases: Path, row: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The manifest row of a case that need not be converted again, with the sources' present times; else None.
+
+    `row` is what the journal or the manifest says. A file that they do not know, or know otherwise, is asked itself: a
+    conversion may have been killed between the file and its line in the journal.
+    """
+    path = cases / f"{source.case}.ozx"
+    if not path.is_file():
+        return None
+    for candidate in _candidates(path, row):
+        mtimes = _matching_mtimes(source, candidate)
+        if mtimes is not None:
+            return {**candidate, "source_mtimes_ns": json.dumps(mtimes)}
+    return None
+
+
+def _candidates(path: Path, row: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+    if row is not None and row["file_bytes"] == path.stat().st_size:
+        yield row
+    try:
+        yield row_of(path)
+    except (UserError, OSError):  # damaged, or of another format: convert it again
+        return
+
+
+def _matching_mtimes(source: Source, row: dict[str, Any]) -> list[int] | None:
+    """The files' modification times where `row` was made from exactly these files and words, else None."""
+    if row["converter"] != CONVERTER or any(row[name] != source.about[name] for name in ABOUT):
+        return None
+    recorded = json.loads(row["sources"])
+    if [name for name, _, _ in recorded] != source.names:
+        return None
+    before = json.loads(row["source_mtimes_ns"] or "null") or [None] * len(recorded)
+    mtimes = []
+    try:
+        for path, (_, size, sha256), mtime in zip(source.files, recorded, before, strict=True):
+            now = path.stat()
+            if now.st_size != size or (now.st_mtime_ns != mtime and _sha256(path) != sha256):
+                return None
+            mtimes.append(now.st_mtime_ns)
+    except OSError:
+        return None
+    return mtimes
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,225 @@
+"""The settings of a run: frozen, typed and few. None means off.
+
+The docstring under a field is what `pants-dist train --help` says of it. config.py reads and writes them.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import cache
+from typing import Any, Literal, NamedTuple, get_type_hints
+
+from pants_dist.errors import UserError
+from pants_dist.structures import LESION, PANCREAS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """What is read, and which cases are trained on."""
+
+    store: str
+    """folder that "pants-dist convert" made"""
+    patch_zyx: tuple[int, int, int] = (32, 64, 64)
+    """voxels of a training patch along z, y, x"""
+    spacing_mm_zyx: tuple[float, float, float] | None = None
+    """voxel size that patches are resampled to, in mm; null: each case's own"""
+    held_out_centers: tuple[str, ...] = ()
+    """centers kept out of training altogether, scored as "held_out\""""
+    val_fraction: float = 0.2
+    """share of each seen center's cases kept out of training, scored as "val_seen" (at least one case of two)"""
+    foreground_fraction: float = 0.7
+    """share of patches centred on one of model.structures, each that the case has as likely; the rest lie anywhere"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """The network and what it segments."""
+
+    name: Literal["unet"] = "unet"
+    """network: MONAI's residual U-Net"""
+    structures: tuple[str, ...] = ("liver", PANCREAS, LESION)
+    """structures to segment, one output channel each; they may overlap"""
+    channels: tuple[int, ...] = (16, 32, 64, 128)
+    """feature channels of each level; every level after the first halves the resolution"""
+    residual_units: int = 1
+    """residual convolutions at each level"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optim:
+    """AdamW with linear warm-up, then polynomial decay (exponent 0.9) to zero."""
+
+    lr: float = 3e-3
+    """learning rate after the warm-up"""
+    weight_decay: float = 1e-5
+    """weight decay"""
+    clip_norm: float = 12.0
+    """largest norm of the gradient; longer ones are scaled down to it"""
+    warmup_steps: int = 10
+    """steps over which the learning rate rises"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loader:
+    """Who reads patches, and how far ahead."""
+
+    kind: Literal["ray", "local"] = "ray"
+    """ray: actors anywhere in the cluster; local: processes of this machine. Both give the same batches"""
+    readers: int = 2
+    """reading processes for each rank"""
+    ahead: int = 8
+    """micro-batches that a rank has on their way"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """How long, how wide, and what is kept."""
+
+    steps: int = 1000
+    """optimizer steps of the whole run; may be raised later to go on"""
+    ranks: int = 1
+    """training processes on this machine: one for each GPU"""
+    batch: int = 2
+    """patches of an optimizer step, over all ranks"""
+    micro_batch: int = 2
+    """patches that a rank sends through the network at once; gradients are accumulated over the rest"""
+    log_every: int = 10
+    """steps between lines of metrics.jsonl"""
+    checkpoint_minutes: float = 10.0
+    """minutes between checkpoints: what a killed run loses at most"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """Cases scored during training."""
+
+    every: int | None = None
+    """steps between validations; null: none"""
+    cases: int | None = 8
+    """cases of seen and of held-out centers that are scored each time, spread over centers; null: all"""
+    overlap: float = 0.5
+    """overlap of neighbouring windows when a whole case is predicted, as a share of the patch"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracking:
+    """Where metrics go besides the run folder."""
+
+    wandb: Literal["off", "offline", "online"] = "offline"
+    """Weights & Biases: off, offline (kept in the run folder, to be synced) or online"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """A run, apart from its name."""
+
+    seed: int = 0
+    """decides the initial weights, and what every step reads"""
+    runs: str = "runs"
+    """folder of all run folders"""
+    data: Data
+    model: Model = field(default_factory=Model)
+    optim: Optim = field(default_factory=Optim)
+    loader: Loader = field(default_factory=Loader)
+    train: Train = field(default_factory=Train)
+    validation: Validation = field(default_factory=Validation)
+    tracking: Tracking = field(default_factory=Tracking)
+
+
+class Setting(NamedTuple):
+    """One setting by its dotted name: its type, its default (MISSING: it must be given) and its meaning."""
+
+    name: str
+    hint: Any
+    default: Any
+    meaning: str
+
+
+@cache
+def catalog() -> dict[str, Setting]:
+    """Every setting by its dotted name, in the order of the classes above."""
+    return {setting.name: setting for setting in _settings_of(Settings, "")}
+
+
+def _settings_of(section: type, prefix: str) -> Iterator[Setting]:
+    from docstring_parser import parse_from_object
+
+    meanings = {entry.arg_name: entry.description or "" for entry in parse_from_object(section).params}
+    hints = get_type_hints(section)
+    for entry in fields(section):
+        if is_dataclass(hints[entry.name]):
+            yield from _settings_of(hints[entry.name], f"{prefix}{entry.name}.")
+        else:
+            yield Setting(prefix + entry.name, hints[entry.name], entry.default, meanings[entry.name])
+
+
+def flat(settings: Settings) -> dict[str, Any]:
+    """Value of every setting by its dotted name."""
+    nested = asdict(settings)
+    parts = {name: name.partition(".") for name in catalog()}
+    return {name: nested[section][leaf] if leaf else nested[name] for name, (section, _, leaf) in parts.items()}
+
+
+def check(settings: Settings) -> None:
+    """Raises UserError, with the values that would fit, where settings alone show that the run cannot work."""
+    for problem in (*_out_of_range(settings), *_misfits(settings)):
+        raise UserError(problem)
+
+
+RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
+    ("1 or more", lambda value: value >= 1, (
+        "train.steps", "train.ranks", "train.batch", "train.micro_batch", "train.log_every", "loader.readers",
+        "loader.ahead", "validation.every", "validation.cases", "model.channels", "data.patch_zyx",
+    )),
+    ("above 0", lambda value: 0 < value < math.inf, ("optim.lr", "optim.clip_norm", "train.checkpoint_minutes")),
+    ("0 or more", lambda value: 0 <= value < math.inf, (
+        "seed", "optim.weight_decay", "optim.warmup_steps", "model.residual_units",
+    )),
+    ("0 or more and below 1", lambda value: 0 <= value < 1, ("data.val_fraction", "validation.overlap")),
+    ("between 0 and 1", lambda value: 0 <= value <= 1, ("data.foreground_fraction",)),
+)  # fmt: skip
+
+
+def _out_of_range(settings: Settings) -> Iterator[str]:
+    values = flat(settings)
+    for words, fits, names in RANGES:
+        for name in names:
+            value = values[name]
+            parts = value if isinstance(value, tuple) else (value,)
+            if not all(part is None or fits(part) for part in parts):
+                yield f"{name} is {_plain(value)}; it must be {words}"
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _misfits(settings: Settings) -> Iterator[str]:
+    data, model, train = settings.data, settings.model, settings.train
+    if train.batch % train.ranks:
+        fits = " or ".join(str(size) for size in _neighbours(train.batch, train.ranks))
+        yield f"train.batch is {train.batch}, which {train.ranks} ranks (train.ranks) cannot share evenly; use {fits}"
+    if data.spacing_mm_zyx is not None:
+        yield "data.spacing_mm_zyx: patches are read at each case's own voxel size for now; set it to null"
+    if not model.structures or len(set(model.structures)) < len(model.structures):
+        yield f"model.structures is {list(model.structures)}; name one structure or more, each once"
+    if len(model.channels) < 2:
+        yield f"model.channels is {list(model.channels)}; the network needs two levels or more, like [16, 32]"
+    yield from _patch_misfits(data.patch_zyx, len(model.channels))
+
+
+def _patch_misfits(patch_zyx: tuple[int, int, int], levels: int) -> Iterator[str]:
+    stride = 2 ** (levels - 1)
+    if any(size % stride for size in patch_zyx):
+        fits = ", ".join(" or ".join(str(near) for near in _neighbours(size, stride)) for size in patch_zyx)
+        yield (
+            f"data.patch_zyx is {list(patch_zyx)}, but {levels} levels (model.channels) need multiples of {stride}: "
+            f"use {fits} along z, y, x, or fewer levels"
+        )
+    elif math.prod(patch_zyx) == stride**3:
+        yield f"data.patch_zyx is {list(patch_zyx)}, which leaves one voxel at the lowest of {levels} levels; double an axis"
+
+
+def _neighbours(value: int, step: int) -> list[int]:
+    """The multiples of `step` on both sides of `value`; a value that is one already stands alone."""
+    return sorted({size for size in (value // step * step, -(-value // step) * step) if size > 0})
