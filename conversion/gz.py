@@ -70,10 +70,15 @@ def _streaming() -> Any:
 
 def head(data: bytes, count: int) -> bytes:
     """The first `count` decoded bytes, fewer where the file holds fewer. Raises BadGzip."""
+    rest, found = data[:HEAD], b""
     try:
-        return zlib.decompressobj(_GZIP_BITS).decompress(data[:HEAD], count)
+        while rest[:2] == MAGIC and len(found) < count:
+            stream = zlib.decompressobj(_GZIP_BITS)
+            found += stream.decompress(rest, count - len(found))
+            rest = stream.unused_data
     except zlib.error as error:
         raise BadGzip(f"damaged gzip data ({error})") from error
+    return found
 
 
 def gunzip_into(data: bytes, out: np.ndarray) -> int:

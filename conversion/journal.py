@@ -1,7 +1,7 @@
 """What a conversion remembers while it runs: rows of finished cases, and cases that were refused.
 
     STORE/journal/<writer>.jsonl       a line a finished case: its manifest row; until the manifest holds it
-    STORE/quarantine/<writer>.jsonl    a line a refused case: case, dataset, reason, the image's path
+    STORE/quarantine/<writer>.jsonl    a line a refused case: its id, its image's path, the reason
 
 One process writes one file, so nothing is shared between hosts; a line that a kill tore is passed over.
 """
@@ -23,14 +23,16 @@ class Writer:
     def __init__(self, store: Path, kind: str) -> None:
         self.path = store / kind / f"{socket.gethostname()}-{os.getpid()}-{time.time_ns()}.jsonl"
 
-    def append(self, line: dict[str, Any], sync: bool = False) -> None:
-        """Add one line, stamped with the time; with `sync`, it is on the disk when this returns."""
+    def append(self, line: dict[str, Any]) -> None:
+        """Add one line, stamped with the time."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"time": time.time(), **line}) + "\n")
-            file.flush()
-            if sync:
-                os.fsync(file.fileno())
+            file.write(json.dumps({**line, "time": time.time()}) + "\n")
+
+    def sync(self) -> None:
+        """Return when everything appended is on the disk."""
+        with open(self.path, "a") as file:
+            os.fsync(file.fileno())
 
 
 def read_rows(store: Path) -> dict[str, dict[str, Any]]:
@@ -39,16 +41,27 @@ def read_rows(store: Path) -> dict[str, dict[str, Any]]:
 
 
 def quarantined(store: Path) -> dict[str, dict[str, Any]]:
-    """Case -> why and where it was refused (case, dataset, reason, path), as the last attempt left it."""
+    """Case -> its line (case, reason, path of the image, root of its dataset), as the last attempt left it."""
     last = {line["case"]: line for line in _lines(store / QUARANTINE)}
     return {case: line for case, line in sorted(last.items()) if line["reason"]}
 
 
 def clear(store: Path, kind: str, keep: Path | None = None) -> None:
-    """Remove every writer's file but `keep`."""
-    for path in (store / kind).glob("*.jsonl"):
+    """Remove every writer's file but `keep`, and the folder if it is then empty."""
+    folder = store / kind
+    for path in folder.glob("*.jsonl"):
         if path != keep:
             path.unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def gather(store: Path, refused: list[dict[str, Any]]) -> None:
+    """Replace all files of the quarantine by one with these lines."""
+    writer = Writer(store, QUARANTINE)
+    for line in refused:
+        writer.append(line)
+    clear(store, QUARANTINE, keep=writer.path)
 
 
 def _lines(folder: Path) -> Iterator[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """What is where in a dataset's folder: one small reader a layout, each yielding light `Source` records.
 
-A reader only lists folders and reads tables; no image is opened. What a dataset calls its columns and its structures ends
-here: a `Source` speaks of centers, phases and PanTS's 28 names.
+A reader only lists folders and reads tables; no image is opened. What a dataset calls its columns and its structures
+ends here: a `Source` speaks of centers, phases and PanTS's 28 names.
 """
 
 import json
@@ -83,7 +83,7 @@ def recognise(root: Path, layout: str = "auto", metadata: Path | None = None) ->
         raise UserError(f"source {root}: like no layout known: {known}; give the dataset's top folder, or --layout")
     found = LAYOUTS[name].read(root, metadata)
     if not found.sources:
-        raise UserError(f"source {root}: no case found as {LAYOUTS[name].title}; give the folder that holds the dataset")
+        raise UserError(f"source {root}: no case found as {LAYOUTS[name].title}; give the dataset's top folder")
     return found
 
 
@@ -134,9 +134,9 @@ def _by_case(root: Path, parent: re.Pattern) -> dict[str, Path]:
     """Case id -> its folder, over all folders of `root` whose name matches; a test case may lie in any of them."""
     parents = [folder for folder in subfolders(root) if parent.fullmatch(folder.name)]
     folders: dict[str, Path] = {}
-    for folder in (case for folder in parents for case in subfolders(folder)):
-        if (other := folders.setdefault(folder.name, folder)) != folder:
-            raise UserError(f"case {folder.name} is both in {other.parent} and in {folder.parent}; keep one of them")
+    for case in (case for folder in parents for case in subfolders(folder)):
+        if (other := folders.setdefault(case.name, case)) != case:
+            raise UserError(f"case {case.name} is both in {other.parent} and in {case.parent}; keep one of them")
     return dict(sorted(folders.items()))
 
 

@@ -7,7 +7,6 @@ RAS millimetres.
 
 import os
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +16,10 @@ from nibabel.nifti2 import Nifti2Header
 from nibabel.orientations import aff2axcodes, io_orientation
 from nibabel.spatialimages import HeaderDataError
 
-from conversion import gz
+from conversion import gz, scaling
 from pants_dist.errors import UserError
 
 SMALLEST_MM, LARGEST_MM = 0.01, 100.0  # a voxel outside these is no CT's
-EXACT_IN_FLOAT64 = 2.0**53
 _NIFTI1_BYTES, _NIFTI2_BYTES = 348, 540
 _VERSIONS = {_NIFTI1_BYTES: Nifti1Header, _NIFTI2_BYTES: Nifti2Header}
 
@@ -133,9 +131,9 @@ def decode(data: bytes, scratch: Scratch | None = None) -> Volume:
 def _header(head: bytes) -> Nifti1Header:
     sizes = [int.from_bytes(head[:4], order) for order in ("little", "big")]
     size = next((size for size in sizes if size in _VERSIONS), None)
-    if size is None:
+    if size is None and len(head) >= 4:
         raise BadImage("not a NIfTI image (no NIfTI header)")
-    if len(head) < size:
+    if size is None or len(head) < size:
         raise BadImage("truncated: ends inside the NIfTI header")
     try:
         header = _VERSIONS[size](head[:size], check=False)
@@ -170,7 +168,7 @@ def _voxel_offset(header: Nifti1Header) -> int:
 def _dtype(header: Nifti1Header) -> np.dtype:
     try:
         dtype = header.get_data_dtype()
-    except HeaderDataError as error:
+    except (HeaderDataError, KeyError) as error:
         raise BadImage(f"unknown datatype code {int(header['datatype'])}") from error
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         raise BadImage(f"voxels of datatype {dtype.name}, not numbers of at most 64 bits")
@@ -199,14 +197,9 @@ def _voxels(content: np.ndarray, shape: tuple[int, int, int], dtype: np.dtype, o
     return array if array.flags.aligned else array.copy(order="F")
 
 
-def _planes(array_ijk: np.ndarray) -> Iterator[np.ndarray]:
-    """(i, j) slices: contiguous, and small enough that what is computed from them stays in the cache."""
-    return (array_ijk[:, :, k] for k in range(array_ijk.shape[2]))
-
-
 def _check_finite(array_ijk: np.ndarray) -> None:
     if array_ijk.dtype.kind == "f":
-        if bad := sum(plane.size - np.count_nonzero(np.isfinite(plane)) for plane in _planes(array_ijk)):
+        if bad := sum(plane.size - np.count_nonzero(np.isfinite(plane)) for plane in scaling.planes(array_ijk)):
             raise BadImage(f"{bad} voxels are NaN or infinite")
 
 
@@ -238,48 +231,11 @@ def _affine(header: Nifti1Header) -> np.ndarray:
 
 
 def values(volume: Volume) -> np.ndarray:
-    """Voxel values (i, j, k) after slope and intercept, in float64 arithmetic, in the smallest dtype that is exact.
-
-    int16, int32 or int64 where every value is whole, else float32 or float64; the array itself where nothing changes.
-    """
-    array, slope, inter = volume.array_ijk, volume.slope, volume.inter
-    if array.dtype == np.int16 and (slope, inter) == (1.0, 0.0):
-        return array
-    dtype = _smallest([_facts(plane) for plane in _scaled_planes(array, slope, inter)])
-    if dtype == array.dtype and (slope, inter) == (1.0, 0.0):
-        return array
-    out = np.empty(array.shape, dtype, order="F")
-    for target, plane in zip(_planes(out), _scaled_planes(array, slope, inter), strict=True):
-        target[...] = plane
-    return out
-
-
-def _scaled_planes(array_ijk: np.ndarray, slope: float, inter: float) -> Iterator[np.ndarray]:
-    if (slope, inter) == (1.0, 0.0):
-        return _planes(array_ijk)
-    return (plane.astype(np.float64) * slope + inter for plane in _planes(array_ijk))
-
-
-def _facts(plane: np.ndarray) -> tuple[float, float, bool, bool]:
-    """(lowest, highest, all whole, all exact in float32)."""
-    low, high = plane.min().item(), plane.max().item()
-    if plane.dtype.kind in "iu":
-        return low, high, True, True
-    if not np.isfinite([low, high]).all():
-        raise BadImage("slope and intercept lead beyond what float64 can hold")
-    whole = bool((plane == np.rint(plane)).all()) and max(-low, high) <= EXACT_IN_FLOAT64
-    with np.errstate(over="ignore"):
-        return low, high, whole, bool((plane == plane.astype(np.float32)).all())
-
-
-def _smallest(facts: list[tuple[float, float, bool, bool]]) -> np.dtype:
-    lows, highs, whole, single = zip(*facts, strict=True)
-    if all(whole):
-        for dtype in (np.int16, np.int32, np.int64):
-            if np.iinfo(dtype).min <= min(lows) and max(highs) <= np.iinfo(dtype).max:
-                return np.dtype(dtype)
-        raise BadImage(f"values up to {max(highs)}, beyond int64")
-    return np.dtype(np.float32 if all(single) else np.float64)
+    """Voxel values (i, j, k) after slope and intercept, in the smallest dtype that loses nothing. Raises BadImage."""
+    try:
+        return scaling.values(volume.array_ijk, volume.slope, volume.inter)
+    except scaling.Unrepresentable as error:
+        raise BadImage(str(error)) from error
 
 
 def canonical(array_ijk: np.ndarray, affine: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Worker processes that may die: each works on one job at a time, and a death costs that one job.
 
-The pools of the standard library give up altogether when a worker is killed, which is what happens to the one that meets
-a volume too large for the memory of the machine.
+The pools of the standard library give up altogether when a worker is killed, which is what happens to the one that
+meets a volume too large for the memory of the machine.
 """
 
 import contextlib

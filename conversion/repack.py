@@ -159,7 +159,7 @@ def _draw(case: str, structure: str, mask: np.ndarray, blocks: np.ndarray, shape
 def _strata(key: str, total: int, wanted: int) -> np.ndarray:
     """Ascending numbers below `total`: all where there are at most `wanted`, else one of each of `wanted` equal strata.
 
-    Where in its stratum is decided by sha256 of `key`, so it is the same on every machine and for every version of numpy.
+    Where in its stratum is decided by a hash of `key`: the same on every machine and with every version of numpy.
     """
     if total <= wanted:
         return np.arange(total)
@@ -186,7 +186,8 @@ def _one_a_component(case: str, mask_ijk: np.ndarray) -> np.ndarray:
 
 def _bounding_box(mask_ijk: np.ndarray) -> tuple[tuple[int, ...], np.ndarray]:
     """(first index along each axis, the part of a non-empty mask inside its bounding box)."""
-    corner, box = [], mask_ijk
+    corner: list[int] = []
+    box = mask_ijk
     for axis in (2, 1, 0):  # the slowest axis first: each step leaves less for the next
         others = tuple(other for other in range(3) if other != axis)
         inside = np.flatnonzero(box.any(axis=others))

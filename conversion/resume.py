@@ -1,4 +1,4 @@
-"""Is a case's file in the store still what its sources would give? Sizes and times first, contents where times differ."""
+"""Is a case's file still what its sources would give? Sizes and times first, contents where times differ."""
 
 import hashlib
 import json

@@ -1,22 +1,21 @@
-"""All cases of some dataset folders into one store: `convert` is the story, and may be killed and run again at any line.
+"""All cases of some dataset folders into one store. `convert` is the story; kill it at any line and run it again.
 
 What is finished is known from the disk: a case's file appears whole, by a rename; its manifest row is then journaled;
 the manifest is written when every case of the sources is either done or refused.
 """
 
-import errno
-import os
+import json
 import re
+import shutil
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from conversion.journal import JOURNAL, QUARANTINE, Writer, clear, quarantined, read_rows
+from conversion.journal import JOURNAL, QUARANTINE, Writer, clear, gather, quarantined, read_rows
 from conversion.layouts import Found, Source, recognise
 from conversion.nifti import BadImage
 from conversion.pool import Died, run_jobs
@@ -25,9 +24,6 @@ from conversion.resume import current_row
 from pants_dist.cluster import usable_cores
 from pants_dist.errors import DamagedError, UserError
 from pants_dist.store import open_store, write_manifest
-
-UNREADABLE = "cannot be read"  # begins the reason of a refusal that may pass: the earlier conversion stays
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -71,13 +67,14 @@ class Summary:
 
 @dataclass(frozen=True)
 class _Result:
-    status: Literal["kept", "stale", "converted", "refused", "no room"]
+    status: Literal["converted", "refused", "stop"]
     row: dict[str, Any] | None = None
     reason: str = ""
     trace: str = ""
 
 
-Job = tuple[Source, dict[str, Any] | None]  # a case, and the manifest row that is known of it
+Rows = dict[str, dict[str, Any]]  # case -> manifest row
+Job = tuple[Source, dict[str, Any] | None]  # a case, and the row that is known of it
 Listener = Callable[[Event], None]
 
 
@@ -93,15 +90,15 @@ def convert(
     dry_run: bool = False,
     on_event: Listener = lambda event: None,
 ) -> Summary:
-    """Repack the datasets in `sources` (folders) into the folder `store`; the same call again goes on and redoes nothing.
+    """Repack the datasets in `sources` (folders) into the folder `store`; the same call again goes on where it stopped.
 
     `layout` names a reader of conversion.layouts.LAYOUTS or is "auto"; `metadata` is the dataset's table where it does
     not lie beside it. `workers` processes (None: one a core) convert case by case. `slice_` (i, n), from 1, takes every
-    n-th case, so that n jobs share a store; `limit` takes the first cases by id; `dry_run` only says what would be done.
-    `on_event` hears of everything as it happens, in this process. A refused case is quarantined and stops nothing.
+    n-th case, so that n jobs can share a store; `limit` takes the first cases by id; `dry_run` only says what there is
+    to do. `on_event` hears of everything as it happens, in this process.
 
-    Raises UserError for sources that are missing, empty or like no layout, for a store that is something else, and where
-    the disk is full.
+    A refused case is quarantined and stops nothing; what an earlier conversion made of it stays. Raises UserError for
+    sources that are missing, empty or like no layout, for a store that is something else, and where the disk is full.
     """
     begun = time.monotonic()
     check_options(workers, slice_, limit)
@@ -112,15 +109,16 @@ def convert(
         on_event(event)
     summary = Summary(Path(store), [note for part in found for note in part.notes])
     known = known_rows(summary.store)
-    stale = _check(mine, known, summary, workers or usable_cores(), on_event)
-    on_event(Event("plan", f"{len(stale):,} cases to convert, {len(summary.kept):,} are done already"))
+    kept = _check(mine, known, summary, workers or usable_cores(), on_event)
+    stale = [source for source in mine if source.case not in kept]
+    on_event(Event("plan", f"{len(stale):,} cases to convert, {len(kept):,} are done already"))
     if dry_run:
         summary.planned = [source.case for source in stale]
         return summary
 
-    _prepare(summary.store, mine if slice_ else None, [source.case for source in stale])
-    _convert(stale, known, summary, workers or usable_cores(), on_event)
-    _finish(summary, everything, alone=slice_ is None, on_event=on_event)
+    journal = _prepare(summary.store, mine if slice_ else None, known, kept, stale)
+    _convert(stale, journal, summary, workers or usable_cores(), on_event)
+    _finish(summary, everything, slice_ is None, on_event)
     summary.seconds = time.monotonic() - begun
     return summary
 
@@ -163,7 +161,7 @@ def _introduction(found: Sequence[Found], everything: list[Source], mine: list[S
         yield Event("note", f"this slice has {len(mine):,} of the {len(everything):,} cases")
 
 
-def known_rows(store: Path) -> dict[str, dict[str, Any]]:
+def known_rows(store: Path) -> Rows:
     """Case -> manifest row, from the manifest and the journals. Raises UserError where `store` is something else."""
     if store.exists() and not store.is_dir():
         raise UserError(f"store {store}: is a file; name a new folder, or one that an earlier conversion made")
@@ -171,7 +169,7 @@ def known_rows(store: Path) -> dict[str, dict[str, Any]]:
         return {}
     if not (store / "cases").is_dir():
         raise UserError(f"store {store}: the folder holds something that is no store; name a new folder")
-    rows = {}
+    rows: Rows = {}
     if (store / "manifest.parquet").is_file():
         try:
             rows = {row["case"]: row for row in open_store(store).table.to_pylist()}
@@ -180,42 +178,116 @@ def known_rows(store: Path) -> dict[str, dict[str, Any]]:
     return rows | read_rows(store)
 
 
-def _check(
-    mine: list[Source], known: dict[str, dict[str, Any]], summary: Summary, workers: int, on_event: Listener
-) -> list[Source]:
-    """Keep what is current; returns the other cases. Updates `known` with the rows of those kept."""
+def _check(mine: list[Source], known: Rows, summary: Summary, workers: int, on_event: Listener) -> Rows:
+    """The rows of those cases that are done already and still what their sources would give."""
     folder = summary.store / "cases"
-    earlier = [source for source in mine if (folder / f"{source.case}.ozx").is_file()]
-    jobs: list[Job] = [(source, known.get(source.case)) for source in earlier]
-    for (source, _), result in run_jobs(partial(_check_one, folder), jobs, min(workers, len(jobs))):
-        if isinstance(result, _Result) and result.row is not None:
-            known[source.case] = result.row
-            summary.kept.append(source.case)
-            done = len(summary.kept)
-            on_event(Event("checked", f"{source.case}: done already", source.case, done, len(jobs)))
-    kept = set(summary.kept)
-    return [source for source in mine if source.case not in kept]
+    jobs: list[Job] = [(s, known.get(s.case)) for s in mine if (folder / f"{s.case}.ozx").is_file()]
+    kept: Rows = {}
+    for number, ((source, _), row) in enumerate(run_jobs(partial(_check_one, folder), jobs, workers), 1):
+        if isinstance(row, dict):
+            kept[source.case] = row
+        on_event(Event("checked", source.case, source.case, number, len(jobs)))
+    summary.kept = sorted(kept)
+    return kept
 
 
-def _check_one(cases: Path, job: Job) -> _Result:
-    row = current_row(job[0], cases, job[1])
-    return _Result("kept", row) if row else _Result("stale")
+def _check_one(cases: Path, job: Job) -> dict[str, Any] | None:
+    return current_row(job[0], cases, job[1])
 
 
-def _prepare(store: Path, owned: list[Source] | None, stale: list[str]) -> None:
-    """Folders made, leftovers of killed writers swept (of `owned` cases, or all), no manifest that is about to be wrong."""
+def _prepare(store: Path, owned: list[Source] | None, known: Rows, kept: Rows, stale: list[Source]) -> Writer:
+    """Folders made, leftovers of killed writers swept, and no manifest left that is about to be wrong.
+
+    Leftovers are those of `owned` cases, or all with None. Returns the journal, which knows all that the manifest knew.
+    """
     cases = store / "cases"
-    cases.mkdir(parents=True, exist_ok=True)
-    patterns = [f".{source.case}.ozx.*.tmp" for source in owned] if owned is not None else [".*.tmp"]
-    for leftover in [path for pattern in patterns for path in cases.glob(pattern)]:
-        leftover.unlink(missing_ok=True)
+    try:
+        cases.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"store {store}: cannot be made ({error.strerror}); name another folder") from error
+    names = None if owned is None else {source.case for source in owned}
+    for leftover in cases.glob(".*.tmp"):
+        if names is None or leftover.name[1:].partition(".ozx.")[0] in names:
+            leftover.unlink(missing_ok=True)
+    journal = Writer(store, JOURNAL)
     manifest = store / "manifest.parquet"
-    if not manifest.is_file():
-        return
-    rows = known_rows(store)
-    if any(case in rows for case in stale):
-        writer = Writer(store, JOURNAL)
-        for row in rows.values():
-            writer.append({"row": row})
-        writer.sync()
+    outdated = manifest.is_file() and any(source.case in known for source in stale)
+    for case, row in {**(known if outdated else {}), **kept}.items():
+        if outdated or known.get(case) != row:
+            journal.append({"row": row})
+    if outdated:
+        journal.sync()
         manifest.unlink()
+    return journal
+
+
+def _convert(stale: list[Source], journal: Writer, summary: Summary, workers: int, on_event: Listener) -> None:
+    """Convert case by case; every result is on record before the next one is looked at."""
+    refusals, before = Writer(summary.store, QUARANTINE), quarantined(summary.store)
+    results = run_jobs(partial(_convert_one, summary.store / "cases"), stale, workers)
+    for number, (source, result) in enumerate(results, 1):
+        if isinstance(result, Died):
+            result = _Result("refused", reason=result.reason)
+        if result.status == "stop":
+            raise UserError(_stopped(summary.store, result.reason, len(stale) - number + 1))
+        line = {"case": source.case, "root": str(source.root), "path": str(source.image), "reason": result.reason}
+        if result.row is not None:
+            journal.append({"row": result.row})
+            summary.converted.append(source.case)
+        else:
+            summary.refused[source.case] = result.reason
+        if result.row is None or source.case in before:  # an empty reason lifts an earlier refusal
+            refusals.append({**line, "trace": result.trace})
+        text = f"{source.case}: {result.reason or 'converted'}"
+        size = result.row["source_bytes"] if result.row else 0
+        on_event(Event(result.status, text, source.case, number, len(stale), size))
+    summary.converted.sort()
+
+
+def _convert_one(cases: Path, source: Source) -> _Result:
+    try:
+        return _Result("converted", convert_case(source, cases))
+    except BadImage as error:
+        return _Result("refused", reason=str(error))
+    except OSError as error:  # sources that cannot be read are bad images: this is the store
+        return _Result("stop", reason=error.strerror or str(error))
+    except MemoryError:
+        return _Result("refused", reason="not enough memory for this volume; try fewer --workers")
+    except Exception as error:  # a fault of ours costs one case, not the run
+        return _Result("refused", reason=f"unexpected {type(error).__name__}: {error}", trace=traceback.format_exc())
+
+
+def _stopped(store: Path, reason: str, left: int) -> str:
+    free = shutil.disk_usage(store).free
+    return (
+        f"store {store}: cannot be written: {reason} ({free / 1e9:.1f} GB free, {left:,} cases to go); "
+        "mend that and run the same command again, it goes on where it stopped"
+    )
+
+
+def _finish(summary: Summary, everything: list[Source], alone: bool, on_event: Listener) -> None:
+    """Write the manifest if every case is either done or refused, and count what the store has now.
+
+    Where no other process works on the store (`alone`), what journals and quarantine had to say is gathered up.
+    """
+    store = summary.store
+    rows = {case: row for case, row in known_rows(store).items() if _is_there(store, row)}
+    refused = quarantined(store)
+    summary.elsewhere = sum(source.case not in rows and source.case not in refused for source in everything)
+    if rows and not summary.elsewhere:
+        summary.digest = write_manifest(store, list(rows.values()))
+        on_event(Event("manifest", f"{len(rows):,} cases in the manifest"))
+    if alone and summary.digest:
+        clear(store, JOURNAL)
+        gather(store, list(refused.values()))
+    mine = [rows[case] for case in summary.converted + summary.kept if case in rows]
+    summary.source_bytes = sum(row["source_bytes"] for row in mine)
+    summary.store_bytes = sum(row["file_bytes"] for row in mine)
+    summary.source_files = sum(len(json.loads(row["sources"])) for row in mine)
+
+
+def _is_there(store: Path, row: dict[str, Any]) -> bool:
+    try:
+        return (store / "cases" / f"{row['case']}.ozx").stat().st_size == row["file_bytes"]
+    except OSError:
+        return False

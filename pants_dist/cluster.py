@@ -11,6 +11,8 @@ import os
 import secrets
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,7 +48,7 @@ def started(readers: int, object_store_bytes: int) -> Iterator[dict[str, str]]:
             "free some, lower loader.ahead, or use --loader.kind local"
         )
     folder = Path(tempfile.mkdtemp(prefix="pants-ray-", dir=_short_folder()))
-    try:
+    with _janitor(folder):
         environment = _environment(folder)
         os.environ.update(environment)
         import ray
@@ -65,8 +67,29 @@ def started(readers: int, object_store_bytes: int) -> Iterator[dict[str, str]]:
             yield environment | {"RAY_ADDRESS": context.address_info["gcs_address"]}
         finally:
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _janitor(folder: Path) -> Iterator[None]:
+    """A process that outlives us, however we end, and then takes away what is left of our Ray and its folder."""
+    command = [sys.executable, "-m", "pants_dist.cluster", str(folder)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    try:
+        yield
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        assert process.stdin
+        process.stdin.close()
+        process.wait()
+
+
+def sweep(folder: Path) -> None:
+    """Kill every process of ours whose environment names this Ray's folder, then remove the folder."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):  # it ended, or is not ours
+                if f"RAY_AUTH_TOKEN_PATH={folder}/".encode() in (entry / "environ").read_bytes():
+                    os.kill(int(entry.name), signal.SIGKILL)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _short_folder() -> str:
@@ -102,3 +125,8 @@ def left() -> None:
     import ray
 
     ray.shutdown()
+
+
+if __name__ == "__main__":
+    sys.stdin.read()  # ends when the process that started Ray does
+    sweep(Path(sys.argv[1]))

@@ -1,6 +1,7 @@
 """Settings from YAML, then overridden by name (`--optim.lr 1e-3`), and back to YAML. What there is to set: settings.py."""
 
 import difflib
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, asdict, fields, is_dataclass
@@ -28,7 +29,7 @@ from pants_dist.settings import (
 
 __all__ = [
     "Data", "Loader", "Model", "Optim", "Settings", "Tracking", "Train", "Validation",
-    "check", "difference", "dump", "load", "nearest", "shipped",
+    "as_yaml", "catalog", "check", "difference", "dump", "expected", "load", "nearest", "shipped",
 ]  # fmt: skip
 
 
@@ -189,6 +190,12 @@ def _built(section: type, prefix: str, values: dict[str, Any]) -> Any:
         elif prefix + entry.name in values:
             chosen[entry.name] = values[prefix + entry.name]
     return section(**chosen)
+
+
+def as_yaml(value: Any) -> str:
+    """A setting's value as it is written in YAML, on one line."""
+    plain = list(value) if isinstance(value, tuple) else value
+    return yaml.safe_dump(plain, default_flow_style=True, width=math.inf).removesuffix("...\n").strip()
 
 
 def dump(settings: Settings) -> str:

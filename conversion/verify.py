@@ -1,0 +1,115 @@
+"""Prove a store whole, and equal to its source."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from conversion import nifti
+from conversion.export import case_volumes, inside_of
+from conversion.layouts import Source, recognise
+from conversion.nifti import BadImage
+from conversion.pool import Died, run_jobs
+from conversion.repack import binary
+from pants_dist.casefile import row_of
+from pants_dist.cluster import usable_cores
+from pants_dist.errors import DamagedError
+from pants_dist.store import Store, manifest_digest, open_store
+
+NOT_IN_THE_FILE = {"source_mtimes_ns"}  # of the manifest's columns
+
+Job = tuple[Path, dict[str, Any], Source | None]
+
+
+def verify(store: Path, against: Path | None = None, *, workers: int | None = None) -> list[str]:
+    """Damage to a store, one line a damaged case; an empty list is a store that is whole.
+
+    Every case's file is read to its last byte and compared with its sha256 in the manifest, what it says of itself with
+    its manifest row; the manifest is compared with its own digest; files that the manifest does not know are named.
+    With `against`, a dataset's folder, every voxel of image and masks is compared with the sources there as well.
+    Raises UserError where there is no finished store, or no dataset, to look at.
+    """
+    try:
+        opened = open_store(store)
+    except DamagedError as error:
+        return [str(error)]
+    sources = {source.case: source for source in recognise(Path(against)).sources} if against else {}
+    rows = opened.table.to_pylist()
+    jobs: list[Job] = [(opened.case_path(row["case"]), row, sources.get(row["case"])) for row in rows]
+    found = {job[1]["case"]: result for job, result in run_jobs(_look, jobs, workers or usable_cores())}
+    damage = [] if manifest_digest(opened.table) == opened.digest else ["manifest.parquet: its digest does not match"]
+    damage += [f"{case}: {_words(found[case])}" for case in sorted(found) if found[case]]
+    damage += [f"{name}: not in the manifest" for name in _strangers(opened)]
+    if against:
+        damage += [f"{case}: in the store, not in {against}" for case in opened.cases if case not in sources]
+        damage += [f"{case}: in {against}, not in the store" for case in sorted(set(sources) - set(opened.cases))]
+    return damage
+
+
+def _words(result: str | Died) -> str:
+    return result.reason if isinstance(result, Died) else result
+
+
+def _strangers(store: Store) -> list[str]:
+    """Files in cases/ that no row of the manifest stands for."""
+    expected = {f"{case}.ozx" for case in store.cases}
+    return sorted(f"cases/{path.name}" for path in (store.path / "cases").iterdir() if path.name not in expected)
+
+
+def _look(job: Job) -> str:
+    """What is wrong with a case, in words; empty where nothing is."""
+    path, row, source = job
+    try:
+        return next(_file_damage(path, row), "") or (next(_differences(path, row, source), "") if source else "")
+    except DamagedError as error:
+        return str(error)
+    except OSError as error:
+        return f"{path} cannot be read ({error.strerror})"
+
+
+def _file_damage(path: Path, row: dict[str, Any]) -> Iterator[str]:
+    if not path.is_file():
+        yield f"{path} is missing"
+        return
+    if (size := path.stat().st_size) != row["file_bytes"]:
+        yield f"{path} has {size} bytes, the manifest says {row['file_bytes']}"
+        return
+    present = row_of(path)
+    if present["sha256"] != row["sha256"]:
+        yield f"{path} is not what was written: sha256 differs" + _swapped(present, row)
+        return
+    for name in sorted(row.keys() - NOT_IN_THE_FILE):
+        if not _same(present[name], row[name]):
+            yield f"{path} says {name} is {present[name]!r}, the manifest says {row[name]!r}"
+
+
+def _swapped(present: dict[str, Any], row: dict[str, Any]) -> str:
+    return f" (it holds {present['case']})" if present["case"] != row["case"] else ""
+
+
+def _same(left: Any, right: Any) -> bool:
+    """Equal, floats as the manifest's float32 columns hold them."""
+    if isinstance(left, list) and left and isinstance(left[0], float):
+        return np.array_equal(np.array(left, np.float32), np.array(right, np.float32))
+    return bool(left == right)
+
+
+def _differences(path: Path, row: dict[str, Any], source: Source) -> Iterator[str]:
+    """Where the stored voxels are not the source's: shape and affine, HU, then structure by structure."""
+    try:
+        volume = nifti.read(source.image)
+        image, codes = case_volumes(path, row)
+        if image.shape != volume.array_ijk.shape or not np.array_equal(volume.affine.ravel(), row["source_affine"]):
+            yield "shape or affine differs from the source's image"
+            return
+        if wrong := int((image != volume.array_ijk).sum()):
+            yield f"{wrong} voxels of the image differ from {source.image}"
+        flat, tables = codes.reshape(-1, order="F"), inside_of(row)
+        nothing = np.zeros(len(row["palette"]), np.uint8)
+        for name in sorted(source.masks):
+            mask, on = binary(nifti.read(source.masks[name], scaled=False), image.shape)
+            if wrong := int((tables.get(name, nothing)[flat] != on[mask]).sum()):
+                yield f"{wrong} voxels of {name} differ from {source.masks[name]}"
+    except BadImage as error:
+        yield f"its source is refused now: {error}"

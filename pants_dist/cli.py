@@ -1,0 +1,302 @@
+"""The verbs. Each calls one function of the library and ends with what to do next; what is heavy is imported by the
+verb that needs it. What a user can mend is one line on stderr and exit code 2.
+"""
+
+import argparse
+import errno
+import itertools
+import json
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pants_dist import __version__
+from pants_dist.errors import UserError
+
+BAD_INPUT, INTERRUPTED, STOPPED = 2, 130, 75
+REFUSED_BY_THE_DISK = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
+    errno.ENOSPC, errno.EDQUOT,
+}  # fmt: skip
+
+Given = argparse.Namespace
+
+
+def demo(given: Given) -> int:
+    """The whole main job, from files to a report by center: on a phantom cohort, or on a folder of your own."""
+    from pants_dist.demo import demo as run_demo
+
+    run_demo(given.data, given.out)
+    return 0
+
+
+def doctor(given: Given) -> int:
+    """What this machine has and lacks, each lack with its cure."""
+    from pants_dist.doctor import findings
+
+    found = findings()
+    for finding in found:
+        cure = f"; {finding.cure}" if finding.cure else ""
+        print(f"{finding.level:<8}{finding.what:<11}{finding.found}{cure}")
+    missing = [finding.what for finding in found if finding.level == "missing"]
+    after = f"mend what is missing ({', '.join(missing)}), then: pants-dist doctor" if missing else "pants-dist demo"
+    return ends(1 if missing else 0, after)
+
+
+def phantom(given: Given) -> int:
+    """Make a synthetic cohort of several centers in PanTS's layout."""
+    from pants_dist.phantom import make_phantom
+    from pants_dist.progress import shown
+
+    made = itertools.count(1)
+    with shown("phantom") as tell:
+        make_phantom(
+            given.out, given.cases, given.centers, given.seed, given.scale,
+            on_case=lambda case: tell(next(made), given.cases, case),
+        )  # fmt: skip
+    return ends(0, "pants-dist convert", given.out, f"{given.out}-store")
+
+
+def convert(given: Given) -> int:
+    """Repack datasets into a store; the same command again goes on where it stopped."""
+    from conversion.run import convert as repack
+    from conversion.run import parse_slice
+    from pants_dist.progress import shown
+
+    with shown("convert") as tell:
+        summary = repack(
+            given.sources, given.store, layout=given.layout, metadata=given.metadata, workers=given.workers,
+            slice_=parse_slice(given.slice) if given.slice else None, limit=given.limit, dry_run=given.dry_run,
+            on_event=lambda event: _tell_conversion(event, tell),
+        )  # fmt: skip
+    return ends(*_after_conversion(summary, given.dry_run))
+
+
+def _tell_conversion(event: Any, tell: Callable[..., None]) -> None:
+    if event.total:
+        tell(event.done, event.total)
+    if event.kind not in ("checked", "converted"):
+        print(event.text, flush=True)
+
+
+def _after_conversion(summary: Any, dry_run: bool) -> tuple[Any, ...]:
+    """Prints what a conversion came to; returns its exit code and what to do next."""
+    if dry_run:
+        return 0, f"the same command without --dry-run converts {len(summary.planned):,} cases"
+    made = f"{len(summary.converted):,} converted, {len(summary.kept):,} there already, {len(summary.refused):,} refused"
+    print(f"{made}; {summary.source_bytes / 1e6:,.1f} MB became {summary.store_bytes / 1e6:,.1f} MB")
+    if summary.elsewhere:
+        return summary.exit_code, f"convert the other slices: {summary.elsewhere:,} cases are still to do"
+    if not summary.digest:
+        return summary.exit_code, "mend the sources, then run the same command: no case could be converted"
+    return summary.exit_code, "pants-dist verify", summary.store
+
+
+def verify(given: Given) -> int:
+    """Prove a store whole, and (--against) equal to its sources; one line a damaged case, exit code 1."""
+    from conversion.verify import verify as find_damage
+
+    damage = find_damage(given.store, given.against)
+    print("\n".join(damage) or f"{given.store}: whole")
+    if damage:
+        return ends(1, f"pants-dist convert {given.against or 'SRC'}", given.store)
+    return ends(0, "pants-dist train --config debug.yaml --data.store", given.store)
+
+
+def export(given: Given) -> int:
+    """A case back as NIfTI: OUT/ct.nii.gz and OUT/segmentations/<structure>.nii.gz."""
+    from conversion.export import export as write_nifti
+
+    files = write_nifti(given.store, given.case, given.out)
+    print(f"{files[0]} and {len(files) - 1} masks in {given.out / 'segmentations'}")
+    return ends(0, "open it in a viewer such as ITK-SNAP:", files[0])
+
+
+def info(given: Given) -> int:
+    """What a store holds: cases, centers, sizes, refused cases."""
+    from pants_dist.info import describe, lines
+    from pants_dist.store import open_store
+
+    facts = describe(open_store(given.store))
+    print(json.dumps(facts, indent=2, ensure_ascii=False) if given.json else "\n".join(lines(facts)))
+    return ends(0, "pants-dist train --config debug.yaml --data.store", given.store, to=sys.stderr if given.json else None)
+
+
+def train(given: Given) -> int:
+    """Train, or go on with a run of the same name; any setting can be given as --section.setting VALUE."""
+    from pants_dist import config
+    from pants_dist.progress import watching
+    from pants_dist.train import launch
+
+    chosen = vars(given)
+    settings = config.load(given.config, [f"--{name}={chosen[name]}" for name in config.catalog() if name in chosen])
+    name = given.run_name or Path(given.config).stem
+    if Path(name).name != name:
+        raise UserError(f"--run-name {name}: must be a plain name; the folder of all runs is --runs")
+    run = Path(settings.runs) / name
+    with watching(run):
+        code = launch(settings, name)
+    if code == STOPPED:
+        return ends(code, "the same command goes on where it stopped")
+    return ends(code, "pants-dist evaluate" if code == 0 else "see what was said above, then run the same command;", run)
+
+
+def evaluate(given: Given) -> int:
+    """Score a run's cases one by one, and report by center."""
+    from pants_dist.evaluate import evaluate as score_run
+    from pants_dist.progress import shown
+
+    with shown("evaluate") as tell:
+        score_run(given.run, (given.split,) if given.split else None, on_case=tell)
+    return ends(0, "open", given.run / "evaluation" / "report.html")
+
+
+def report(given: Given) -> int:
+    """Tables and figures again, from a run or from results of other people's."""
+    raise NotImplementedError
+
+
+def ends(code: int, after: str, *paths: Path | str, to: Any = None) -> int:
+    """Say what to do next; returns the exit code."""
+    print("Next:", after, *(shlex.quote(str(path)) for path in paths), file=to or sys.stdout, flush=True)
+    return code
+
+
+class Parser(argparse.ArgumentParser):
+    """Refuses by name what it does not know, with the nearest that it does, and raises instead of exiting."""
+
+    def __init__(self, **options: Any) -> None:
+        self.options: list[str] = []
+        super().__init__(**options, allow_abbrev=False)
+
+    def add_argument(self, *names: Any, **options: Any) -> Any:
+        self.options += [name for name in names if name.startswith("-")]
+        return super().add_argument(*names, **options)
+
+    def refuse_unknown(self, words: Sequence[str]) -> None:
+        """Raises UserError for the first word that looks like an option and is none."""
+        from pants_dist.config import nearest
+
+        for word in words:
+            option = word.partition("=")[0]
+            if re.match(r"--?[A-Za-z]", option) and option not in self.options:
+                close = nearest(option.lstrip("-"), [name.lstrip("-") for name in self.options if name.startswith("--")])
+                raise UserError(f"{self.prog}: no option {option}{close.replace(chr(39), '')}")
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f'{message}; see "{self.prog} --help"')
+
+
+def build_parser() -> tuple[Parser, dict[str, Parser]]:
+    """The parser of everything, and that of each verb."""
+    parser = Parser(prog="pants-dist", description="From CT datasets to a model and a report by center, on many nodes.")
+    parser.add_argument("--version", action="version", version=f"pants-dist {__version__}")
+    adder = parser.add_subparsers(metavar="VERB", title="verbs", parser_class=Parser, required=True)
+    verbs: dict[str, Parser] = {}
+
+    def add(run: Callable[[Given], int]) -> Parser:
+        verb = adder.add_parser(run.__name__, help=run.__doc__, description=run.__doc__)
+        verb.set_defaults(verb=run)
+        verbs[run.__name__] = verb
+        return verb
+
+    _add_data_verbs(add)
+    _add_run_verbs(add)
+    return parser, verbs
+
+
+def _add_data_verbs(add: Callable[[Callable[[Given], int]], Parser]) -> None:
+    add(doctor)
+    verb = add(phantom)
+    verb.add_argument("out", metavar="OUT", type=Path, help="new folder for the cohort")
+    verb.add_argument("--cases", type=int, default=24, help="scans (default %(default)s)")
+    verb.add_argument("--centers", type=int, default=6, help="hospitals that they come from (default %(default)s)")
+    verb.add_argument("--seed", type=int, default=0, help="another seed, another cohort (default %(default)s)")
+    verb.add_argument("--scale", type=float, default=0.25, help="size along each axis; 1 is full size (default %(default)s)")
+    verb = add(convert)
+    verb.add_argument("sources", metavar="SRC", type=Path, nargs="+", help="folders of datasets")
+    verb.add_argument("store", metavar="STORE", type=Path, help="folder of the store: new, or to go on with")
+    verb.add_argument("--layout", default="auto", help="how SRC is laid out (default: found out)")
+    verb.add_argument("--metadata", metavar="FILE", type=Path, help="the dataset's table, where it is not in SRC")
+    verb.add_argument("--workers", metavar="N", type=int, help="processes (default: one a core)")
+    verb.add_argument("--slice", metavar="I/N", help="only every N-th case, from the I-th: for N jobs on one store")
+    verb.add_argument("--limit", metavar="N", type=int, help="only the first N cases")
+    verb.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    verb = add(verify)
+    verb.add_argument("store", metavar="STORE", type=Path, help="folder of the store")
+    verb.add_argument("--against", metavar="SRC", type=Path, help="compare every voxel with this dataset, too")
+    verb = add(export)
+    verb.add_argument("store", metavar="STORE", type=Path, help="folder of the store")
+    verb.add_argument("case", metavar="CASE", help="id of the case, like PanTS_00000001")
+    verb.add_argument("out", metavar="OUT", type=Path, help="folder for the files")
+    verb = add(info)
+    verb.add_argument("store", metavar="STORE", type=Path, help="folder of the store")
+    verb.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _add_run_verbs(add: Callable[[Callable[[Given], int]], Parser]) -> None:
+    verb = add(demo)
+    verb.add_argument("--data", metavar="DIR", type=Path, help="a folder in PanTS's layout (default: a phantom cohort)")
+    verb.add_argument("--out", metavar="DIR", type=Path, default=Path("demo"), help="folder for everything (default %(default)s)")
+    verb = add(train)
+    verb.add_argument("--config", metavar="FILE", required=True, help="settings as YAML, or the name of a shipped file")
+    verb.add_argument("--run-name", metavar="NAME", help="name of the run (default: that of FILE without its ending)")
+    verb.usage = "pants-dist train --config FILE [--run-name NAME] [--section.setting VALUE ...]"
+    _add_settings(verb)
+    verb = add(evaluate)
+    verb.add_argument("run", metavar="RUN", type=Path, help="folder of the run")
+    verb.add_argument("--split", metavar="NAME", help="train, val_seen, held_out or test (default: val_seen and held_out)")
+
+
+def _add_settings(verb: Parser) -> None:
+    from dataclasses import MISSING
+
+    from pants_dist.config import as_yaml, catalog, expected
+
+    group = verb.add_argument_group("settings")
+    for setting in catalog().values():
+        default = "must be set" if setting.default is MISSING else f"default {as_yaml(setting.default)}"
+        text = f"{setting.meaning} ({expected(setting.hint)}; {default})".replace("%", "%%")
+        group.add_argument(f"--{setting.name}", metavar="VALUE", default=argparse.SUPPRESS, help=text)
+        verb.options.append(f"--{setting.name}")
+
+
+def run(words: Sequence[str]) -> int:
+    """Parse and do; returns the exit code. Raises UserError."""
+    from pants_dist.config import nearest
+
+    parser, verbs = build_parser()
+    if not words:
+        parser.print_help()
+        return 0
+    if not words[0].startswith("-") and words[0] not in verbs:
+        raise UserError(f"no verb {words[0]!r}{nearest(words[0], verbs)}")
+    verbs.get(words[0], parser).refuse_unknown(words[1:] if words[0] in verbs else words)
+    given = parser.parse_args(words)
+    return given.verb(given)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Entry point of `pants-dist`; returns the exit code."""
+    try:
+        return run(sys.argv[1:] if words is None else words)
+    except UserError as error:
+        return _says(f"pants-dist: {' '.join(str(error).split())}", BAD_INPUT)
+    except KeyboardInterrupt:
+        return _says("pants-dist: interrupted; the same command goes on where it stopped", INTERRUPTED)
+    except BrokenPipeError:  # whoever read our output has closed it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.errno not in REFUSED_BY_THE_DISK or not error.filename:
+            raise
+        return _says(f"pants-dist: {error.filename}: {error.strerror}; use a path that can be written to", BAD_INPUT)
+
+
+def _says(line: str, code: int) -> int:
+    print(line, file=sys.stderr)
+    return code
