@@ -287,7 +287,7 @@ def write(
     header.set_sform(affine, code=1)
     header.set_qform(affine, code=1 if _orthogonal(affine) else 0)
     header.set_xyzt_units("mm")
-    header.set_slope_inter(slope, inter)
+    header.set_slope_inter(slope, None if slope is None else inter or 0.0)
     head = header.binaryblock + bytes(4)  # no extensions; voxels start at byte 352
     header["vox_offset"] = len(head)
     head = header.binaryblock + bytes(4)

@@ -7,7 +7,7 @@ meets a volume too large for the memory of the machine.
 import contextlib
 import multiprocessing
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
@@ -34,10 +34,12 @@ class _Worker:
     job: Any = None
 
 
-def run_jobs(function: Callable[[Any], Any], jobs: Iterable[Any], workers: int) -> Iterator[tuple[Any, Any]]:
+def run_jobs(
+    function: Callable[[Any], Any], jobs: Iterable[Any], workers: int
+) -> Generator[tuple[Any, Any], None, None]:
     """Yield (job, function(job)) as they are done, in any order; (job, Died) where the job's worker died.
 
-    `function` must be importable and should not raise. The workers end with the iterator, and with this process.
+    `function` must be importable and should not raise. The workers end with the generator, and with this process.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)

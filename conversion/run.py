@@ -10,6 +10,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -118,7 +119,7 @@ def convert(
 
     journal = _prepare(summary.store, mine if slice_ else None, known, kept, stale)
     _convert(stale, journal, summary, workers or usable_cores(), on_event)
-    _finish(summary, everything, slice_ is None, on_event)
+    _finish(summary, everything, slice_ is None, limit is None, on_event)
     summary.seconds = time.monotonic() - begun
     return summary
 
@@ -183,10 +184,11 @@ def _check(mine: list[Source], known: Rows, summary: Summary, workers: int, on_e
     folder = summary.store / "cases"
     jobs: list[Job] = [(s, known.get(s.case)) for s in mine if (folder / f"{s.case}.ozx").is_file()]
     kept: Rows = {}
-    for number, ((source, _), row) in enumerate(run_jobs(partial(_check_one, folder), jobs, workers), 1):
-        if isinstance(row, dict):
-            kept[source.case] = row
-        on_event(Event("checked", source.case, source.case, number, len(jobs)))
+    with closing(run_jobs(partial(_check_one, folder), jobs, workers)) as results:
+        for number, ((source, _), row) in enumerate(results, 1):
+            if isinstance(row, dict):
+                kept[source.case] = row
+            on_event(Event("checked", source.case, source.case, number, len(jobs)))
     summary.kept = sorted(kept)
     return kept
 
@@ -224,24 +226,29 @@ def _prepare(store: Path, owned: list[Source] | None, known: Rows, kept: Rows, s
 def _convert(stale: list[Source], journal: Writer, summary: Summary, workers: int, on_event: Listener) -> None:
     """Convert case by case; every result is on record before the next one is looked at."""
     refusals, before = Writer(summary.store, QUARANTINE), quarantined(summary.store)
-    results = run_jobs(partial(_convert_one, summary.store / "cases"), stale, workers)
-    for number, (source, result) in enumerate(results, 1):
-        if isinstance(result, Died):
-            result = _Result("refused", reason=result.reason)
-        if result.status == "stop":
-            raise UserError(_stopped(summary.store, result.reason, len(stale) - number + 1))
-        line = {"case": source.case, "root": str(source.root), "path": str(source.image), "reason": result.reason}
-        if result.row is not None:
-            journal.append({"row": result.row})
-            summary.converted.append(source.case)
-        else:
-            summary.refused[source.case] = result.reason
-        if result.row is None or source.case in before:  # an empty reason lifts an earlier refusal
-            refusals.append({**line, "trace": result.trace})
-        text = f"{source.case}: {result.reason or 'converted'}"
-        size = result.row["source_bytes"] if result.row else 0
-        on_event(Event(result.status, text, source.case, number, len(stale), size))
+    with closing(run_jobs(partial(_convert_one, summary.store / "cases"), stale, workers)) as results:
+        for number, (source, result) in enumerate(results, 1):
+            if isinstance(result, Died):
+                result = _Result("refused", reason=result.reason)
+            if result.status == "stop":
+                raise UserError(_stopped(summary.store, result.reason, len(stale) - number + 1))
+            if result.row is not None:
+                journal.append({"row": result.row})
+                summary.converted.append(source.case)
+            else:
+                summary.refused[source.case] = result.reason
+            if result.row is None or source.case in before:
+                refusals.append(_quarantine_line(source, result))
+            text = f"{source.case}: {result.reason or 'converted'}"
+            size = result.row["source_bytes"] if result.row else 0
+            on_event(Event(result.status, text, source.case, number, len(stale), size))
     summary.converted.sort()
+
+
+def _quarantine_line(source: Source, result: _Result) -> dict[str, str]:
+    """An empty reason lifts an earlier refusal."""
+    line = {"case": source.case, "root": str(source.root), "path": str(source.image), "reason": result.reason}
+    return {**line, "trace": result.trace} if result.trace else line
 
 
 def _convert_one(cases: Path, source: Source) -> _Result:
@@ -265,10 +272,11 @@ def _stopped(store: Path, reason: str, left: int) -> str:
     )
 
 
-def _finish(summary: Summary, everything: list[Source], alone: bool, on_event: Listener) -> None:
+def _finish(summary: Summary, everything: list[Source], alone: bool, unlimited: bool, on_event: Listener) -> None:
     """Write the manifest if every case is either done or refused, and count what the store has now.
 
-    Where no other process works on the store (`alone`), what journals and quarantine had to say is gathered up.
+    Where no other process works on the store (`alone`), what journals and quarantine had to say is gathered up;
+    refusals of cases that are no longer in their dataset are forgotten.
     """
     store = summary.store
     rows = {case: row for case, row in known_rows(store).items() if _is_there(store, row)}
@@ -279,7 +287,9 @@ def _finish(summary: Summary, everything: list[Source], alone: bool, on_event: L
         on_event(Event("manifest", f"{len(rows):,} cases in the manifest"))
     if alone and summary.digest:
         clear(store, JOURNAL)
-        gather(store, list(refused.values()))
+        cases, roots = {source.case for source in everything}, {str(source.root) for source in everything}
+        gone = {case for case in refused if unlimited and case not in cases and refused[case]["root"] in roots}
+        gather(store, [line for case, line in refused.items() if case not in gone])
     mine = [rows[case] for case in summary.converted + summary.kept if case in rows]
     summary.source_bytes = sum(row["source_bytes"] for row in mine)
     summary.store_bytes = sum(row["file_bytes"] for row in mine)

@@ -36,10 +36,13 @@ def values(array_ijk: np.ndarray, slope: float, inter: float) -> np.ndarray:
 
 def _scaled(array_ijk: np.ndarray, slope: float, inter: float) -> Iterator[np.ndarray]:
     if (slope, inter) == (1.0, 0.0):
-        yield from planes(array_ijk)
-        return
-    with np.errstate(over="ignore", invalid="ignore"):  # found by _facts
-        yield from (plane.astype(np.float64) * slope + inter for plane in planes(array_ijk))
+        return planes(array_ijk)
+    return (_scaled_plane(plane, slope, inter) for plane in planes(array_ijk))
+
+
+def _scaled_plane(plane: np.ndarray, slope: float, inter: float) -> np.ndarray:
+    with np.errstate(over="ignore", invalid="ignore"):  # _facts finds what does not fit
+        return plane.astype(np.float64) * slope + inter
 
 
 def _facts(plane: np.ndarray) -> Facts:

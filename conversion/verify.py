@@ -34,12 +34,13 @@ def verify(store: Path, against: Path | None = None, *, workers: int | None = No
         opened = open_store(store)
     except DamagedError as error:
         return [str(error)]
+    if manifest_digest(opened.table) != opened.digest:
+        return [f"{opened.path / 'manifest.parquet'}: its rows are not what was written; run the conversion again"]
     sources = {source.case: source for source in recognise(Path(against)).sources} if against else {}
     rows = opened.table.to_pylist()
     jobs: list[Job] = [(opened.case_path(row["case"]), row, sources.get(row["case"])) for row in rows]
     found = {job[1]["case"]: result for job, result in run_jobs(_look, jobs, workers or usable_cores())}
-    damage = [] if manifest_digest(opened.table) == opened.digest else ["manifest.parquet: its digest does not match"]
-    damage += [f"{case}: {_words(found[case])}" for case in sorted(found) if found[case]]
+    damage = [f"{case}: {_words(found[case])}" for case in sorted(found) if found[case]]
     damage += [f"{name}: not in the manifest" for name in _strangers(opened)]
     if against:
         damage += [f"{case}: in the store, not in {against}" for case in opened.cases if case not in sources]

@@ -1,4 +1,4 @@
-"""Train pancreatic-tumor segmentation on PanTS over many nodes, and find out where the model fails, center by center."""
+"""Train pancreatic-tumor segmentation on PanTS over many nodes, and find out where a model fails, center by center."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -3,7 +3,6 @@ verb that needs it. What a user can mend is one line on stderr and exit code 2.
 """
 
 import argparse
-import errno
 import itertools
 import json
 import os
@@ -12,16 +11,15 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pants_dist import __version__
 from pants_dist.errors import UserError
 
+if TYPE_CHECKING:
+    from pants_dist.settings import Settings
+
 BAD_INPUT, INTERRUPTED, STOPPED = 2, 130, 75
-REFUSED_BY_THE_DISK = {
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
-    errno.ENOSPC, errno.EDQUOT,
-}  # fmt: skip
 
 Given = argparse.Namespace
 
@@ -87,8 +85,10 @@ def _after_conversion(summary: Any, dry_run: bool) -> tuple[Any, ...]:
     """Prints what a conversion came to; returns its exit code and what to do next."""
     if dry_run:
         return 0, f"the same command without --dry-run converts {len(summary.planned):,} cases"
-    made = f"{len(summary.converted):,} converted, {len(summary.kept):,} there already, {len(summary.refused):,} refused"
-    print(f"{made}; {summary.source_bytes / 1e6:,.1f} MB became {summary.store_bytes / 1e6:,.1f} MB")
+    converted, kept, refused = (len(part) for part in (summary.converted, summary.kept, summary.refused))
+    print(f"{converted:,} cases converted, {kept:,} there already, {refused:,} refused")
+    before, after = f"{summary.source_bytes / 1e6:,.1f} MB", f"{summary.store_bytes / 1e6:,.1f} MB"
+    print(f"{before} in {summary.source_files:,} files became {after} in {converted + kept:,}")
     if summary.elsewhere:
         return summary.exit_code, f"convert the other slices: {summary.elsewhere:,} cases are still to do"
     if not summary.digest:
@@ -123,26 +123,43 @@ def info(given: Given) -> int:
 
     facts = describe(open_store(given.store))
     print(json.dumps(facts, indent=2, ensure_ascii=False) if given.json else "\n".join(lines(facts)))
-    return ends(0, "pants-dist train --config debug.yaml --data.store", given.store, to=sys.stderr if given.json else None)
+    after = "pants-dist train --config debug.yaml --data.store"
+    return ends(0, after, given.store, to=sys.stderr if given.json else sys.stdout)
 
 
 def train(given: Given) -> int:
     """Train, or go on with a run of the same name; any setting can be given as --section.setting VALUE."""
-    from pants_dist import config
     from pants_dist.progress import watching
-    from pants_dist.train import launch
 
-    chosen = vars(given)
-    settings = config.load(given.config, [f"--{name}={chosen[name]}" for name in config.catalog() if name in chosen])
-    name = given.run_name or Path(given.config).stem
-    if Path(name).name != name:
-        raise UserError(f"--run-name {name}: must be a plain name; the folder of all runs is --runs")
+    settings, name = settings_of(given), run_name_of(given)
+    from pants_dist.train import launch  # takes seconds: after everything that can be refused at once
+
     run = Path(settings.runs) / name
     with watching(run):
         code = launch(settings, name)
     if code == STOPPED:
         return ends(code, "the same command goes on where it stopped")
-    return ends(code, "pants-dist evaluate" if code == 0 else "see what was said above, then run the same command;", run)
+    if code:
+        return ends(code, "see above what went wrong; the same command goes on from the last checkpoint of", run)
+    return ends(code, "pants-dist evaluate", run)
+
+
+def settings_of(given: Given) -> "Settings":
+    """The settings of a "train" command line: its file, then what was given by name, wherever that stood."""
+    from pants_dist import config
+
+    chosen = vars(given)
+    settings = config.load(given.config, [f"--{name}={chosen[name]}" for name in config.catalog() if name in chosen])
+    config.check(settings)
+    return settings
+
+
+def run_name_of(given: Given) -> str:
+    """The run's name: as given, or that of the config without its ending."""
+    name = given.run_name or Path(given.config).stem
+    if not re.fullmatch(r"[^/\s.-][^/\s]*", name):
+        raise UserError(f"--run-name {name!r}: give a plain name without blanks; the folder of all runs is --runs")
+    return name
 
 
 def evaluate(given: Given) -> int:
@@ -162,7 +179,7 @@ def report(given: Given) -> int:
 
 def ends(code: int, after: str, *paths: Path | str, to: Any = None) -> int:
     """Say what to do next; returns the exit code."""
-    print("Next:", after, *(shlex.quote(str(path)) for path in paths), file=to or sys.stdout, flush=True)
+    print("Next:", after, *(shlex.quote(str(path)) for path in paths), file=to, flush=True)
     return code
 
 
@@ -184,8 +201,8 @@ class Parser(argparse.ArgumentParser):
         for word in words:
             option = word.partition("=")[0]
             if re.match(r"--?[A-Za-z]", option) and option not in self.options:
-                close = nearest(option.lstrip("-"), [name.lstrip("-") for name in self.options if name.startswith("--")])
-                raise UserError(f"{self.prog}: no option {option}{close.replace(chr(39), '')}")
+                verb = self.prog.partition(" ")[2]
+                raise UserError(f"{verb and verb + ': '}no option {option}{nearest(option, self.options)}")
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f'{message}; see "{self.prog} --help"')
@@ -216,7 +233,7 @@ def _add_data_verbs(add: Callable[[Callable[[Given], int]], Parser]) -> None:
     verb.add_argument("--cases", type=int, default=24, help="scans (default %(default)s)")
     verb.add_argument("--centers", type=int, default=6, help="hospitals that they come from (default %(default)s)")
     verb.add_argument("--seed", type=int, default=0, help="another seed, another cohort (default %(default)s)")
-    verb.add_argument("--scale", type=float, default=0.25, help="size along each axis; 1 is full size (default %(default)s)")
+    verb.add_argument("--scale", type=float, default=0.25, help="size along each axis, 1: full (default %(default)s)")
     verb = add(convert)
     verb.add_argument("sources", metavar="SRC", type=Path, nargs="+", help="folders of datasets")
     verb.add_argument("store", metavar="STORE", type=Path, help="folder of the store: new, or to go on with")
@@ -241,7 +258,9 @@ def _add_data_verbs(add: Callable[[Callable[[Given], int]], Parser]) -> None:
 def _add_run_verbs(add: Callable[[Callable[[Given], int]], Parser]) -> None:
     verb = add(demo)
     verb.add_argument("--data", metavar="DIR", type=Path, help="a folder in PanTS's layout (default: a phantom cohort)")
-    verb.add_argument("--out", metavar="DIR", type=Path, default=Path("demo"), help="folder for everything (default %(default)s)")
+    verb.add_argument(
+        "--out", metavar="DIR", type=Path, default=Path("demo"), help="folder for it all (default %(default)s)"
+    )
     verb = add(train)
     verb.add_argument("--config", metavar="FILE", required=True, help="settings as YAML, or the name of a shipped file")
     verb.add_argument("--run-name", metavar="NAME", help="name of the run (default: that of FILE without its ending)")
@@ -249,7 +268,7 @@ def _add_run_verbs(add: Callable[[Callable[[Given], int]], Parser]) -> None:
     _add_settings(verb)
     verb = add(evaluate)
     verb.add_argument("run", metavar="RUN", type=Path, help="folder of the run")
-    verb.add_argument("--split", metavar="NAME", help="train, val_seen, held_out or test (default: val_seen and held_out)")
+    verb.add_argument("--split", metavar="NAME", help="train, val_seen, held_out or test (default: the middle two)")
 
 
 def _add_settings(verb: Parser) -> None:
@@ -276,7 +295,9 @@ def run(words: Sequence[str]) -> int:
     if not words[0].startswith("-") and words[0] not in verbs:
         raise UserError(f"no verb {words[0]!r}{nearest(words[0], verbs)}")
     verbs.get(words[0], parser).refuse_unknown(words[1:] if words[0] in verbs else words)
-    given = parser.parse_args(words)
+    given, beyond = parser.parse_known_args(words)
+    if beyond:
+        raise UserError(f'{words[0]}: {beyond[0]!r} is more than it takes; see "pants-dist {words[0]} --help"')
     return given.verb(given)
 
 
@@ -292,9 +313,9 @@ def main(words: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        if error.errno not in REFUSED_BY_THE_DISK or not error.filename:
+        if not error.filename:
             raise
-        return _says(f"pants-dist: {error.filename}: {error.strerror}; use a path that can be written to", BAD_INPUT)
+        return _says(f"pants-dist: {error.filename}: {error.strerror}; use a path that is there and open to you", BAD_INPUT)
 
 
 def _says(line: str, code: int) -> int:

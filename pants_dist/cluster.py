@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from pants_dist.errors import UserError
@@ -83,11 +84,11 @@ def _janitor(folder: Path) -> Iterator[None]:
 
 
 def sweep(folder: Path) -> None:
-    """Kill every process of ours whose environment names this Ray's folder, then remove the folder."""
+    """Kill every process that has a file of this Ray's private folder open, but the one we work for; remove the folder."""
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
+        if entry.name.isdigit() and int(entry.name) != os.getppid():
             with contextlib.suppress(OSError):  # it ended, or is not ours
-                if f"RAY_AUTH_TOKEN_PATH={folder}/".encode() in (entry / "environ").read_bytes():
+                if any(os.readlink(file).startswith(f"{folder}/") for file in (entry / "fd").iterdir()):
                     os.kill(int(entry.name), signal.SIGKILL)
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -97,10 +98,16 @@ def _short_folder() -> str:
     return wanted if len(wanted) <= LONGEST_TEMPORARY else "/tmp"
 
 
+@cache
+def _token() -> str:
+    """The secret of this process's Rays: one, since Ray reads it once in a process and keeps it."""
+    return secrets.token_hex(32)
+
+
 def _environment(folder: Path) -> dict[str, str]:
     token = folder / "token"
     token.touch(mode=0o600)
-    token.write_text(secrets.token_hex(32))
+    token.write_text(_token())
     return {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),

@@ -1,10 +1,10 @@
-"""Settings from YAML, then overridden by name (`--optim.lr 1e-3`), and back to YAML. What there is to set: settings.py."""
+"""Settings from YAML, then overridden by name (`--optim.lr 1e-3`), and back. What there is to set: settings.py."""
 
 import difflib
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import MISSING, asdict, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
@@ -140,8 +140,8 @@ def _known(name: str, where: str) -> str:
 def nearest(name: str, valid: Iterable[str]) -> str:
     """'; did you mean ...?' with the valid name most like this one, or a list of them where none is like it."""
     names = list(valid)
-    section, _, leaf = name.rpartition(".")
-    same_leaf = [other for other in names if leaf and other.rpartition(".")[2] == leaf]
+    section, _, leaf = name.lstrip("-").rpartition(".")
+    same_leaf = [other for other in names if leaf and other.lstrip("-").rpartition(".")[2] == leaf]
     if close := same_leaf or difflib.get_close_matches(name, names, 1, 0.5):
         return f"; did you mean {close[0]!r}?"
     beside = [other for other in names if section and other.startswith(f"{section}.")]
@@ -203,7 +203,7 @@ def dump(settings: Settings) -> str:
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in flat(settings).items()}
     nested: dict[str, Any] = {}
     for name, value in plain.items():
-        section, _, leaf = name.rpartition(".")
+        section, _, leaf = name.lstrip("-").rpartition(".")
         (nested.setdefault(section, {}) if section else nested)[leaf] = value
     return yaml.safe_dump(nested, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
 

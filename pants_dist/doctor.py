@@ -128,7 +128,8 @@ def judge(machine: Machine) -> list[Finding]:
 def _python(machine: Machine) -> Finding:
     version, oldest = ".".join(map(str, machine.python)), ".".join(map(str, OLDEST_PYTHON))
     if machine.python[:2] < OLDEST_PYTHON:
-        return Finding("missing", "Python", version, f"install Python {oldest} or newer, then make demo PYTHON=python{oldest}")
+        cure = f"install Python {oldest} or newer, then: make demo PYTHON=python{oldest}"
+        return Finding("missing", "Python", version, cure)
     return Finding("ok", "Python", version)
 
 
@@ -154,7 +155,8 @@ def _memory(machine: Machine) -> Finding:
     usable = min(machine.memory, machine.memory_limit or machine.memory)
     limited = f" (of {_gib(machine.memory)}, by the control group)" if usable < machine.memory else ""
     if usable < 4 * GIB:
-        return Finding("note", "memory", f"{_gib(usable)}{limited}", "ask for 4 GiB or more; whole cases are held in memory")
+        cure = "ask for 4 GiB or more; whole cases are held in memory"
+        return Finding("note", "memory", f"{_gib(usable)}{limited}", cure)
     return Finding("ok", "memory", f"{_gib(usable)}{limited}")
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from conversion.journal import quarantined
 from pants_dist.casefile import FORMAT_VERSION
 from pants_dist.store import Store
 from pants_dist.structures import LESION
@@ -29,6 +30,7 @@ def describe(store: Store) -> dict[str, Any]:
         "structures": {name: sum(counts.get(name, 0) > 0 for counts in voxels) for name in occur},
         "shape_zyx": {axis: [min(sizes), max(sizes)] for axis, sizes in zip(AXES, shapes, strict=True)},
         "spacing_mm_zyx": {axis: [min(sizes), max(sizes)] for axis, sizes in zip(AXES, spacings, strict=True)},
+        "refused": {case: line["reason"] for case, line in quarantined(store.path).items()},
         "bytes": stored,
         "source_bytes": source,
     }
@@ -52,24 +54,30 @@ def _centers(store: Store, voxels: list[dict[str, int]]) -> dict[str, dict[str, 
 def lines(facts: dict[str, Any]) -> list[str]:
     """The facts as lines for a person."""
     size, source = facts["bytes"] / 1e9, facts["source_bytes"] / 1e9
-    axes = ", ".join(f"{axis} {least}-{most}" for axis, (least, most) in facts["shape_zyx"].items())
-    spacing = ", ".join(f"{axis} {least:g}-{most:g}" for axis, (least, most) in facts["spacing_mm_zyx"].items())
     width = max(len(name) for name in facts["centers"])
     return [
         f"store      {facts['store']} (format {facts['format_version']}, digest {facts['digest'][:12]})",
         f"cases      {facts['cases']:,}, {facts['with_lesion']:,} with a lesion",
         f"datasets   {_listed(facts['datasets'])}",
         f"size       {size:.3f} GB, {size / source:.2f} of its sources" if source else f"size       {size:.3f} GB",
-        f"voxels     {axes}",
-        f"spacing    {spacing} mm",
+        f"voxels     {_ranges(facts['shape_zyx'])}",
+        f"spacing    {_ranges(facts['spacing_mm_zyx'])} mm",
         f"structures {len(facts['structures'])} occur: {', '.join(facts['structures'])}",
+        *(f"refused    {case}: {reason}" for case, reason in facts["refused"].items()),
         f"centers    {len(facts['centers'])}",
-        *(
-            f"  {name:<{width}}  {center['kind']:<7}  {center['cases']:>6,} cases, {center['with_lesion']:,} with a lesion"
-            for name, center in facts["centers"].items()
-        ),
+        *(f"  {name:<{width}}  {_counted(center)}" for name, center in facts["centers"].items()),
     ]
+
+
+def _ranges(by_axis: dict[str, list[float]]) -> str:
+    return ", ".join(
+        f"{axis} {least:g}" if least == most else f"{axis} {least:g} to {most:g}" for axis, (least, most) in by_axis.items()
+    )
 
 
 def _listed(counts: dict[str, int]) -> str:
     return ", ".join(f"{name or 'none'} {count:,}" for name, count in counts.items())
+
+
+def _counted(center: dict[str, Any]) -> str:
+    return f"{center['kind']:<7}  {center['cases']:>6,} cases, {center['with_lesion']:,} with a lesion"

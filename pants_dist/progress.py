@@ -62,7 +62,7 @@ def _lines(what: str, unit: str) -> Iterator[Tell]:
 
 
 class Pace:
-    """Rate and time left, from the last minute: what an earlier attempt had done comes all at once and is soon forgotten."""
+    """Rate and time left, from the last minute: what an earlier attempt did comes at once and is soon forgotten."""
 
     def __init__(self, unit: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.unit, self.clock, self.begun = unit, clock, clock()

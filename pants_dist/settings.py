@@ -217,7 +217,7 @@ def _patch_misfits(patch_zyx: tuple[int, int, int], levels: int) -> Iterator[str
             f"use {fits} along z, y, x, or fewer levels"
         )
     elif math.prod(patch_zyx) == stride**3:
-        yield f"data.patch_zyx is {list(patch_zyx)}, which leaves one voxel at the lowest of {levels} levels; double an axis"
+        yield f"data.patch_zyx is {list(patch_zyx)}, which leaves one voxel at the last of {levels} levels; use more"
 
 
 def _neighbours(value: int, step: int) -> list[int]:

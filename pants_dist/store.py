@@ -65,7 +65,7 @@ def open_store(path: str | os.PathLike) -> "Store":
         raise UserError(f'store {folder}: manifest.parquet is missing, {what}; run "pants-dist convert SRC {folder}"')
     try:
         table = pq.read_table(manifest, page_checksum_verification=True)
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise DamagedError(f"{manifest}: damaged ({str(error).splitlines()[0]}); run the conversion again") from error
     marks = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     version = marks.get("pants_dist.format_version")
@@ -73,6 +73,8 @@ def open_store(path: str | os.PathLike) -> "Store":
         raise UserError(
             f"store {folder}: format version {version}, this program reads {FORMAT_VERSION}; convert it again"
         )
+    if not table.schema.equals(SCHEMA) or "pants_dist.digest" not in marks:
+        raise DamagedError(f"{manifest}: damaged (not the columns of version {version}); run the conversion again")
     return Store(folder, table, marks["pants_dist.digest"])
 
 

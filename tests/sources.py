@@ -1,4 +1,4 @@
-"""Small datasets in PanTS's layout for the tests of the conversion: overlapping boxes in noise, orientations that vary."""
+"""Small datasets in PanTS's layout for the tests of the conversion: boxes that overlap, orientations that vary."""
 
 import csv
 import os

@@ -102,7 +102,7 @@ def test_a_killed_run_leaves_no_process_and_goes_on(store: Path, tmp_path: Path,
     deadline = time.monotonic() + 30
     while (left := [pid for pid in below if alive(pid)]) and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert not left
+    assert not [Path(f"/proc/{pid}/status").read_text() for pid in left]
     assert train.launch(wanted, "again") == 0
     assert losses(tmp_path / "again") == losses(uninterrupted)
 
@@ -126,7 +126,7 @@ def test_a_checkpoint_of_another_plan_is_refused(store: Path, tmp_path: Path, un
     """The same run name on a store with other cases: refused by the plan's digest, naming the checkpoint."""
     from pants_dist.store import open_store
 
-    other = open_store(make_store(tmp_path / "other", cases=5))
+    other = open_store(make_store(tmp_path / "other", cases=12))
     plan = train.plan_of(other, config.load(uninterrupted / "config.yaml", []))
     with pytest.raises(UserError, match=r"last\.ckpt: was trained on another plan"):
         train.resume_step(uninterrupted / "checkpoints" / "last.ckpt", plan)
