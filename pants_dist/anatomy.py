@@ -1,4 +1,4 @@
-"""The abdomen of a synthetic patient as a list of parts: ellipsoids and tubes at their place, each case a little different.
+"""A synthetic abdomen as a list of parts: ellipsoids and tubes, each at its place, in each case a little different.
 
 Millimetres of a reference adult, RAS: x towards the patient's right, y anterior, z superior; the origin lies at the
 pancreas's height in the middle of the trunk. A part that comes later in the list takes its voxels from earlier ones.
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pants_dist.shapes import Ellipsoid, Point, Shape, Tube
+from pants_dist.shapes import Ellipsoid, Point, Shape, Tube, points_of
 from pants_dist.structures import LESION, PANCREAS, PANCREAS_PARTS
 
 # Where the trunk's outlines run, as ellipses: z, then half-widths (x, y) of the cavity and the y of its middle.
@@ -104,62 +104,50 @@ def _hollow(wall: str, content: str, inner: float = 0.85) -> tuple[tuple[float, 
     return ((1.0, wall), (inner, content))
 
 
-def _varied(shape: Shape, rng: np.random.Generator, shift_mm: float = 2.5, growth: float = 0.08) -> Shape:
-    """The same shape a little elsewhere, larger or smaller, and turned or bent."""
-    shift = rng.normal(0, shift_mm, 3)
-    if isinstance(shape, Ellipsoid):
-        x, y, z = (np.array(shape.center_mm) + shift).tolist()
-        radii = np.array(shape.radii_mm) * rng.normal(1, growth, 3).clip(0.75, 1.25)
-        turn = np.array(shape.turn_deg) + rng.normal(0, 5, 3)
-        return replace(shape, center_mm=(x, y, z), radii_mm=tuple(radii.tolist()), turn_deg=tuple(turn.tolist()))
-    points = np.array(shape.points_mm) + rng.normal(0, shift_mm, (len(shape.points_mm), 3))
-    radii = np.array(shape.radii_mm) * rng.normal(1, growth)
-    return replace(shape, points_mm=tuple(map(tuple, points.tolist())), radii_mm=tuple(radii.tolist()))
-
-
 def _chest(rng: np.random.Generator) -> Iterator[Part]:
     for side, sign in SIDES:
         lung = Ellipsoid((sign * 72, -2, 205), (62, 84, 118), (0, sign * 6, 0))
         recess = Ellipsoid((sign * 78, -45, 150), (46, 34, 98), (6, 0, 0))
         for shape in (lung, recess):  # the recess reaches far down behind liver and spleen
-            yield Part((f"lung_{side}",), _varied(shape, rng, 3, 0.04), _solid("lung"))
-    yield Part((), _varied(Ellipsoid((-24, 30, 170), (62, 46, 52), (0, 0, -20)), rng), ((1.0, "muscle"), (0.8, "heart")))
+            yield Part((f"lung_{side}",), shape.varied(rng, 3, 0.04), _solid("lung"))
+    heart = Ellipsoid((-24, 30, 170), (62, 46, 52), (0, 0, -20))
+    yield Part((), heart.varied(rng), _hollow("muscle", "heart", 0.8))
 
 
 def _liver_and_spleen(rng: np.random.Generator) -> Iterator[Part]:
     towards_gut = ((-0.75, -0.3, -0.6), (40.0 + rng.normal(0, 3), 0.0, 10.0))  # the flat side, on the bowel and kidney
     on_kidney = ((-0.55, -0.65, -0.5), (72.0 + rng.normal(0, 3), -14.0, 0.0))
-    dome = _varied(Ellipsoid((72, 2, 42), (82, 92, 80), (0, 0, 0), (towards_gut, on_kidney)), rng, 3, 0.05)
-    left_lobe = _varied(Ellipsoid((4, 52, 68), (82, 34, 36), (0, 8, 8)), rng, 3, 0.08)
+    dome = Ellipsoid((72, 2, 42), (82, 92, 80), (0, 0, 0), (towards_gut, on_kidney)).varied(rng, 3, 0.05)
+    left_lobe = Ellipsoid((4, 52, 68), (82, 34, 36), (0, 8, 8)).varied(rng, 3, 0.08)
     caudate = Ellipsoid((24, 4, 58), (20, 20, 24))
     for shape in (dome, left_lobe, caudate):
         yield Part(("liver",), shape, _solid("liver"))
     for end, bow in (((88, 5, 62), 14), ((78, 48, 70), 6), ((40, 55, 78), 4)):  # the hepatic veins run to the cava
         tube = Tube(((24, -8, 96), ((24 + end[0]) / 2, end[1] / 2 - bow, 90), end), (5, 4, 2))
-        yield Part(("liver",), _varied(tube, rng, 2), _solid("hepatic vein"), keeps=frozenset({"liver"}))
+        yield Part(("liver",), tube.varied(rng, 2), _solid("hepatic vein"), keeps=frozenset({"liver"}))
     for end in ((92, 30, 30), (98, -15, 40), (64, 55, 44)):  # and the branches of the portal vein fan out
         tube = Tube(((58, 18, 50), ((58 + end[0]) / 2, 18, 48), end), (5, 4, 2))
-        yield Part(("liver",), _varied(tube, rng, 2), _solid("portal vein"), keeps=frozenset({"liver"}))
-    yield Part(("gall_bladder",), _varied(Ellipsoid((66, 48, 0), (14, 17, 29), (25, 15, 0)), rng), _hollow("wall", "bile"))
+        yield Part(("liver",), tube.varied(rng, 2), _solid("portal vein"), keeps=frozenset({"liver"}))
+    gall_bladder = Ellipsoid((66, 48, 0), (14, 17, 29), (25, 15, 0))
+    yield Part(("gall_bladder",), gall_bladder.varied(rng), _hollow("wall", "bile"))
     spleen = Ellipsoid((-106, -32, 50), (32, 56, 52), (12, 0, -24))
-    yield Part(("spleen",), _varied(spleen, rng, 3, 0.1), _solid("spleen"))
+    yield Part(("spleen",), spleen.varied(rng, 3, 0.1), _solid("spleen"))
 
 
 def _bowel(rng: np.random.Generator) -> Iterator[Part]:
     for middle, reach, loops in (((-18, 40, -72), (80, 34, 54), 7), ((0, 22, -165), (78, 44, 40), 6)):
         for _ in range(loops):  # small bowel, which PanTS does not label, and vessels of its mesentery
             coil = np.array(middle) + rng.uniform(-1, 1, (7, 3)) * reach
-            yield Part((), Tube(tuple(map(tuple, coil.tolist())), (11,) * 7), _hollow("wall", "gut", 0.75), gap_mm=2)
+            yield Part((), Tube(points_of(coil), (11,) * 7), _hollow("wall", "gut", 0.75), gap_mm=2)
             twig = np.linspace((8, 16, -40), coil[0], 4) + rng.normal(0, 7, (4, 3))
-            yield Part((), Tube(tuple(map(tuple, twig.tolist())), (2.4, 2, 1.6, 1.2)), _solid("portal vein"))
+            yield Part((), Tube(points_of(twig), (2.4, 2, 1.6, 1.2)), _solid("portal vein"))
     points = (
         *((90, 12, -135), (100, -4, -85), (99, 4, -45), (90, 30, -34), (62, 60, -44), (22, 70, -56), (-28, 70, -48)),
         *((-72, 54, -14), (-103, 22, 14), (-108, -4, -28), (-106, -8, -90), (-92, 4, -140), (-60, 12, -172)),
         *((-22, 26, -190), (6, -2, -196), (0, -30, -215), (0, -40, -262)),
     )
     radii = (25, 23, 21, 19, 18, 18, 17, 17, 17, 15, 14, 14, 14, 15, 15, 17, 15)
-    bowed = _varied(Tube(points, radii), rng, 5, 0.1)
-    assert isinstance(bowed, Tube)
+    bowed = Tube(points, radii).varied(rng, 5, 0.1)
     yield Part(("colon",), _haustrated(bowed), _hollow("wall", "stool", 0.88), 1.5, float(rng.normal(66, 9)))
 
 
@@ -167,7 +155,7 @@ def _haustrated(tube: Tube) -> Tube:
     """The tube with the colon's pouches: its radius goes up and down along it."""
     along, points, radii = tube.curve()
     pouches = radii * (1 + 0.14 * np.sin(2 * np.pi * along * 1.25))
-    return Tube(tuple(map(tuple, points.tolist())), tuple(pouches.tolist()), steps=1)
+    return Tube(points_of(points), tuple(pouches.tolist()), steps=1)
 
 
 def _stomach_and_duodenum(rng: np.random.Generator) -> Iterator[Part]:
@@ -176,16 +164,16 @@ def _stomach_and_duodenum(rng: np.random.Generator) -> Iterator[Part]:
         ((-58, -12, 94), (-70, 22, 74), (-62, 46, 44), (-28, 60, 14), (8, 58, -4), pylorus), (29, 30, 25, 19, 15, 9)
     )
     gas = float(rng.normal(62, 8))
-    yield Part(("stomach",), _varied(stomach, rng, 3, 0.12), _hollow("wall", "stomach content"), 2.0, gas)
+    yield Part(("stomach",), stomach.varied(rng, 3, 0.12), _hollow("wall", "stomach content"), 2.0, gas)
     loop = ((54, 38, 4), (64, 22, -10), (66, 8, -34), (56, 2, -58), (32, 0, -68), (2, 4, -66), (-24, 16, -50))
     duodenum = Tube((pylorus, *loop, (-34, 28, -38)), (9, 12, 13, 13, 12, 11, 10, 10, 9))
-    yield Part(("duodenum",), _varied(duodenum, rng, 1.5), _hollow("wall", "gut", 0.6), gap_mm=1.5)
+    yield Part(("duodenum",), duodenum.varied(rng, 1.5), _hollow("wall", "gut", 0.6), gap_mm=1.5)
 
 
 def _kidneys(rng: np.random.Generator) -> Iterator[Part]:
     for (side, sign), z in zip(SIDES, (-16, -5), strict=True):
         lift = z + float(rng.normal(0, 5))
-        outer = _varied(Ellipsoid((sign * 68, -35, lift), (27, 25, 53), (-12, sign * -10, sign * 20)), rng)
+        outer = Ellipsoid((sign * 68, -35, lift), (27, 25, 53), (-12, sign * -10, sign * 20)).varied(rng)
         yield Part((f"kidney_{side}",), outer, ((1.0, "renal cortex"), (0.72, "renal medulla")), gap_mm=6)
         yield Part((), Ellipsoid((sign * 54, -26, lift), (16, 6.5, 20), (0, 0, sign * -25)), _solid("fat"))
         yield Part((), Ellipsoid((sign * 52, -25, lift - 4), (13, 4, 9), (0, 0, sign * -25)), _solid("urine"))
@@ -193,36 +181,39 @@ def _kidneys(rng: np.random.Generator) -> Iterator[Part]:
         apex = (sign * 36, -18, z)
         for end in ((sign * 38, -42, z - 4), (sign * 52, -36, z - 8)):  # two limbs, like an inverted V
             limb = Tube((apex, end), (3.2, 2.4), stretch=(1, 1, 4))
-            yield Part((f"adrenal_gland_{side}",), _varied(limb, rng, 0.8), _solid("adrenal"), gap_mm=1.5)
+            yield Part((f"adrenal_gland_{side}",), limb.varied(rng, 0.8), _solid("adrenal"), gap_mm=1.5)
 
 
 def _pelvis(patient: Patient, rng: np.random.Generator) -> Iterator[Part]:
     filling = rng.uniform(0.7, 1.15)
     bladder = Ellipsoid((0, 36, -232), (40 * filling, 32 * filling, 30 * filling))
-    yield Part(("bladder",), _varied(bladder, rng), _hollow("wall", "bladder urine", 0.9), gap_mm=2)
+    yield Part(("bladder",), bladder.varied(rng), _hollow("wall", "bladder urine", 0.9), gap_mm=2)
     if patient.sex == "M":
-        yield Part(("prostate",), _varied(Ellipsoid((0, 16, -274), (23, 17, 19)), rng), _solid("prostate"))
+        yield Part(("prostate",), Ellipsoid((0, 16, -274), (23, 17, 19)).varied(rng), _solid("prostate"))
     else:
-        yield Part((), _varied(Ellipsoid((0, -2, -228), (28, 16, 30), (30, 0, 0)), rng), _solid("muscle"))
+        yield Part((), Ellipsoid((0, -2, -228), (28, 16, 30), (30, 0, 0)).varied(rng), _solid("muscle"))
 
 
 def _bones() -> Iterator[Part]:
-    bone, marrow = _solid("bone"), ((1.0, "bone"), (0.8, "marrow"))
-    for sign in (1, -1):
-        psoas = Tube(((sign * 34, -44, 0), (sign * 42, -38, -90), (sign * 62, 0, -200), (sign * 78, 12, -260)), (9, 18, 20, 12))
-        yield Part((), psoas, _solid("muscle"), gap_mm=2, frame=True)
-        yield from (Part((), rib, ((1.0, "bone"), (0.55, "marrow")), frame=True) for rib in _ribs(sign))
-        wing = Ellipsoid((sign * 98, -28, -165), (9, 52, 52), (0, sign * -14, sign * 28))
-        socket = Ellipsoid((sign * 84, 0, -252), (34, 32, 34))
-        pubis = Tube(((sign * 66, 24, -258), (sign * 34, 44, -268), (0, 46, -282)), (11, 9, 10))
-        yield from (Part((), shape, marrow, frame=True) for shape in (wing, socket, pubis))
-        yield Part((), Ellipsoid((sign * 84, 0, -254), (27, 27, 28)), _solid("muscle"), frame=True)
-    yield from (Part((), shape, layers, frame=True) for shape, layers in _spine())
     for side, sign in SIDES:
-        head = Ellipsoid((sign * 84, 0, -254), (23, 23, 23))
-        shaft = Tube(((sign * 88, -2, -258), (sign * 112, -12, -276), (sign * 114, -6, -345)), (15, 17, 15))
-        yield from (Part((f"femur_{side}",), shape, ((1.0, "bone"), (0.75, "marrow")), frame=True) for shape in (head, shaft))
-    yield Part((), Ellipsoid((0, -66, -200), (46, 18, 58), (-20, 0, 0)), marrow, frame=True)
+        psoas = ((sign * 34, -44, 0), (sign * 42, -38, -90), (sign * 62, 0, -200), (sign * 78, 12, -260))
+        yield Part((), Tube(psoas, (9, 18, 20, 12)), _solid("muscle"), gap_mm=2, frame=True)
+        yield from (Part((), rib, _hollow("bone", "marrow", 0.55), frame=True) for rib in _ribs(sign))
+        yield from _hip(side, sign)
+    yield Part((), Ellipsoid((0, -66, -200), (46, 18, 58), (-20, 0, 0)), _hollow("bone", "marrow"), frame=True)
+    yield from (Part((), shape, layers, frame=True) for shape, layers in _spine())
+
+
+def _hip(side: str, sign: int) -> Iterator[Part]:
+    wing = Ellipsoid((sign * 98, -28, -165), (9, 52, 52), (0, sign * -14, sign * 28))
+    socket = Ellipsoid((sign * 84, 0, -252), (34, 32, 34))
+    pubis = Tube(((sign * 66, 24, -258), (sign * 34, 44, -268), (0, 46, -282)), (11, 9, 10))
+    yield from (Part((), shape, _hollow("bone", "marrow"), frame=True) for shape in (wing, socket, pubis))
+    yield Part((), Ellipsoid((sign * 84, 0, -254), (27, 27, 28)), _solid("muscle"), frame=True)  # the joint
+    head = Ellipsoid((sign * 84, 0, -254), (23, 23, 23))
+    shaft = Tube(((sign * 88, -2, -258), (sign * 112, -12, -276), (sign * 114, -6, -345)), (15, 17, 15))
+    for shape in (head, shaft):
+        yield Part((f"femur_{side}",), shape, _hollow("bone", "marrow", 0.75), frame=True)
 
 
 def _ribs(sign: int) -> Iterator[Tube]:
@@ -232,30 +223,28 @@ def _ribs(sign: int) -> Iterator[Tube]:
         z = top - 115 * (angle / np.pi) ** 0.8
         half_x, half_y, middle = trunk_half_mm(z, 1.0)["cavity"]
         x, y = (half_x + 5) * np.sin(angle), middle - (half_y + 5) * np.cos(angle)
-        points = np.stack([sign * x, y, z], axis=1)
-        yield Tube(tuple(map(tuple, points.tolist())), (4.5,) * len(points), stretch=(1, 1, 1.25), steps=2)
+        yield Tube(points_of(np.stack([sign * x, y, z], axis=1)), (4.5,) * len(z), stretch=(1, 1, 1.25), steps=2)
 
 
 def _spine() -> Iterator[tuple[Shape, tuple[tuple[float, str], ...]]]:
-    """Vertebral bodies with discs between them, the canal in its arch, and the processes."""
-    column = Tube(((0, -62, 250), (0, -56, 120), (0, -48, 0), (0, -44, -80), (0, -54, -150), (0, -66, -190)), (18.5,) * 6, (1.2, 0.95, 1))
-    behind = np.array((0.0, -27.0, 0.0))
-    arch = replace(column, points_mm=tuple(map(tuple, (np.array(column.points_mm) + behind).tolist())), radii_mm=(14,) * 6)
-    for z in np.arange(-126, 250, VERTEBRA_MM):
-        y = float(np.interp(z, [p[2] for p in column.points_mm[::-1]], [p[1] for p in column.points_mm[::-1]]))
+    """Processes, arch, vertebral bodies, and the canal through the arch."""
+    front = np.array(((0, -62, 250), (0, -56, 120), (0, -48, 0), (0, -44, -80), (0, -54, -150), (0, -66, -190)), float)
+    behind = points_of(front - (0, 27, 0))
+    for z in np.arange(-126, 250, VERTEBRA_MM).tolist():
+        y = float(np.interp(-z, -front[:, 2], front[:, 1]))
         yield Ellipsoid((0, y - 46, z - 8), (4, 16, 11), (20, 0, 0)), _solid("bone")
         for sign in (1, -1):
             yield Ellipsoid((sign * 26, y - 24, z), (18, 5, 6), (0, 0, sign * -12)), _solid("bone")
-    yield arch, _solid("bone")
-    yield replace(column, radii_mm=(18.5,) * 6), ((1.0, "vertebra"), (0.84, "vertebra marrow"))
-    yield replace(arch, radii_mm=(9,) * 6), _solid("canal")
+    yield Tube(behind, (14,) * 6), _solid("bone")
+    yield Tube(points_of(front), (18.5,) * 6, (1.2, 0.95, 1)), _hollow("vertebra", "vertebra marrow")
+    yield Tube(behind, (9,) * 6), _solid("canal")
 
 
 def _great_vessels(rng: np.random.Generator) -> Iterator[Part]:
-    aorta = Tube(((-18, -34, 220), (-14, -32, 120), (-9, -23, 50), (-7, -19, 0), (-4, -14, -108)), (12.5, 12, 11, 10, 9))
-    cava = Tube(((26, 4, 140), (25, -6, 95), (22, -18, 50), (21, -20, 0), (18, -16, -110)), (13, 13, 12, 11, 11), (1.1, 0.9, 1))
-    yield Part(("postcava",), _varied(cava, rng, 1.5), _solid("cava"))
-    yield Part(("aorta",), _varied(aorta, rng, 1.5), _solid("artery"), gap_mm=1.5)
+    aorta = ((-18, -34, 220), (-14, -32, 120), (-9, -23, 50), (-7, -19, 0), (-4, -14, -108))
+    cava = ((26, 4, 140), (25, -6, 95), (22, -18, 50), (21, -20, 0), (18, -16, -110))
+    yield Part(("postcava",), Tube(cava, (13, 13, 12, 11, 11), (1.1, 0.9, 1)).varied(rng, 1.5), _solid("cava"))
+    yield Part(("aorta",), Tube(aorta, (12.5, 12, 11, 10, 9)).varied(rng, 1.5), _solid("artery"), gap_mm=1.5)
     for sign, start in ((1, (0, -14, -106)), (-1, (-8, -14, -106))):  # the iliac arteries are not PanTS's aorta
         iliac = Tube((start, (sign * 30, -10, -150), (sign * 58, 16, -215), (sign * 66, 46, -285)), (6, 5, 5, 5))
         yield Part((), iliac, _solid("artery"))
@@ -263,9 +252,9 @@ def _great_vessels(rng: np.random.Generator) -> Iterator[Part]:
 
 def _pancreas(patient: Patient, rng: np.random.Generator) -> Iterator[Part]:
     """The gland from uncinate process to tail with its duct, the vessels around it, and the lesion last."""
-    points = ((33, 4, -36), (40, 12, -15), (33, 22, 2), (13, 29, 10), (-14, 31, 18), (-41, 21, 25), (-66, 10, 35), (-86, -4, 44))
-    gland = _varied(Tube(points, (12, 16.5, 15, 9.5, 11, 11.5, 12, 9), stretch=(1, 1, 1.1)), rng, 2.5, 0.1)
-    assert isinstance(gland, Tube)
+    right = ((33, 4, -36), (40, 12, -15), (33, 22, 2), (13, 29, 10))
+    left = ((-14, 31, 18), (-41, 21, 25), (-66, 10, 35), (-86, -4, 44))
+    gland = Tube(right + left, (12, 16.5, 15, 9.5, 11, 11.5, 12, 9), stretch=(1, 1, 1.1)).varied(rng, 2.5, 0.1)
     yield Part((PANCREAS,), gland, _solid("pancreas"), gap_mm=2.5, sections=SECTIONS)
     middle = float(rng.uniform(0.6, 2.2) if rng.random() < 0.6 else rng.uniform(3.4, 6.2))
     blobs = _lesion(gland.at(middle), rng)
@@ -296,15 +285,14 @@ def _grown(blob: Ellipsoid, factor: float) -> Ellipsoid:
 
 def _ducts(gland: Tube, blocked_at: float | None, rng: np.random.Generator) -> Iterator[Part]:
     """The pancreatic duct, wide upstream of a lesion, and the common bile duct, wide above one in the head."""
-    pieces = ((1.0, 6.6, 1.3),) if blocked_at is None else ((1.0, blocked_at, 1.3), (blocked_at, 6.6, rng.uniform(2, 3.2)))
-    for start, stop, radius in pieces:
+    middle, wide_mm = blocked_at or 1.0, 1.3 if blocked_at is None else rng.uniform(2, 3.2)
+    for start, stop, radius_mm in ((1.0, middle, 1.3), (middle, 6.6, wide_mm)):
         if stop - start > 0.3:
-            points = gland.at(np.linspace(start, stop, 8))
-            duct = Tube(tuple(map(tuple, points.tolist())), (radius,) * 8)
+            duct = Tube(points_of(gland.at(np.linspace(start, stop, 8))), (radius_mm,) * 8)
             yield Part(("pancreatic_duct",), duct, _solid("duct"), keeps=GLAND)
     wide = 1.6 if blocked_at is not None and blocked_at < 2.6 else 1.0
     bile = Tube(((50, 24, 44), (46, 20, 20), (44, 8, 0), (46, 4, -18)), (3.4 * wide, 3.4 * wide, 3 * wide, 2.4))
-    yield Part(("common_bile_duct",), _varied(bile, rng, 1), _solid("bile"), keeps=GLAND)
+    yield Part(("common_bile_duct",), bile.varied(rng, 1), _solid("bile"), keeps=GLAND)
 
 
 def _visceral_vessels(rng: np.random.Generator) -> Iterator[Part]:
@@ -315,9 +303,9 @@ def _visceral_vessels(rng: np.random.Generator) -> Iterator[Part]:
         Tube((crossing, (-14, 19, 12), (-40, 8, 20), (-66, -3, 31), (-86, -14, 43)), (5, 4.5, 4.5, 4.5, 4)),
     )
     for tube in veins:
-        yield Part(("veins",), _varied(tube, rng, 1), _solid("portal vein"), keeps=GLAND)
+        yield Part(("veins",), tube.varied(rng, 1), _solid("portal vein"), keeps=GLAND)
     mesenteric = Tube(((-8, -12, 15), (-7, 3, 8), (-6, 8, -14), (-4, 12, -60), (2, 24, -115)), (4.5, 4.5, 4.5, 4, 3))
-    yield Part(("superior_mesenteric_artery",), _varied(mesenteric, rng, 0.8), _solid("artery"), gap_mm=1.5)
+    yield Part(("superior_mesenteric_artery",), mesenteric.varied(rng, 0.8), _solid("artery"), gap_mm=1.5)
     trunk: Point = (-7, 4, 33)
     for tube in (
         Tube(((-8, -14, 29), trunk), (4.5, 4)),

@@ -157,8 +157,8 @@ def settings_of(given: Given) -> "Settings":
 def run_name_of(given: Given) -> str:
     """The run's name: as given, or that of the config without its ending."""
     name = given.run_name or Path(given.config).stem
-    if not re.fullmatch(r"[^/\s.-][^/\s]*", name):
-        raise UserError(f"--run-name {name!r}: give a plain name without blanks; the folder of all runs is --runs")
+    if Path(name).name != name or name.startswith((".", "-")):
+        raise UserError(f"--run-name {name!r}: must be a plain name; the folder of all runs is --runs")
     return name
 
 
@@ -315,7 +315,9 @@ def main(words: Sequence[str] | None = None) -> int:
     except OSError as error:
         if not error.filename:
             raise
-        return _says(f"pants-dist: {error.filename}: {error.strerror}; use a path that is there and open to you", BAD_INPUT)
+        return _says(
+            f"pants-dist: {error.filename}: {error.strerror}; use a path that is there and open to you", BAD_INPUT
+        )
 
 
 def _says(line: str, code: int) -> int:

@@ -15,7 +15,9 @@ def describe(store: Store) -> dict[str, Any]:
     table = store.table
     shapes = list(zip(*table.column("shape_zyx").to_pylist(), strict=True))
     spacings = list(zip(*table.column("spacing_mm_zyx").to_pylist(), strict=True))
-    stored, source = (sum(table.column(name).to_pylist()) for name in ("file_bytes", "source_bytes"))
+    stored, source = (
+        sum(size or 0 for size in table.column(name).to_pylist()) for name in ("file_bytes", "source_bytes")
+    )
     voxels = [store.voxels(case) for case in store.cases]
     occur = sorted({name for counts in voxels for name, count in counts.items() if count})
     return {
@@ -71,7 +73,8 @@ def lines(facts: dict[str, Any]) -> list[str]:
 
 def _ranges(by_axis: dict[str, list[float]]) -> str:
     return ", ".join(
-        f"{axis} {least:g}" if least == most else f"{axis} {least:g} to {most:g}" for axis, (least, most) in by_axis.items()
+        f"{axis} {least:g}" if least == most else f"{axis} {least:g} to {most:g}"
+        for axis, (least, most) in by_axis.items()
     )
 
 

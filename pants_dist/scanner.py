@@ -1,4 +1,4 @@
-"""Draws an anatomy on a voxel grid and takes its CT: tissues in HU by contrast phase, partial volume, a scanner's noise.
+"""Draws an anatomy on a voxel grid and takes its CT: HU by tissue and contrast phase, partial volume, noise.
 
 Arrays are (x, y, z) in RAS order. Masks are kept as one bit a structure, in the order of `structures.PANTS`.
 """
@@ -10,12 +10,12 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from pants_dist.anatomy import GLAND, SECTIONS, Part, Patient, trunk_half_mm
-from pants_dist.shapes import Box, Drawn, Ellipsoid, Grid
+from pants_dist.shapes import Drawn, Ellipsoid, Grid
 from pants_dist.structures import LESION, PANCREAS, PANTS
 
 PHASES = ("Venous", "Arterial", "Non-contrast", "Delay")
 BIT = {name: np.uint32(1 << n) for n, name in enumerate(PANTS)}
-# HU before contrast, and what each of PHASES adds to it.
+# HU before contrast, and what each of PHASES adds.
 TISSUES_HU: dict[str, tuple[float, tuple[float, float, float, float]]] = {
     "air": (-1000, (0, 0, 0, 0)),
     "table": (-70, (0, 0, 0, 0)),
@@ -51,8 +51,8 @@ TISSUES_HU: dict[str, tuple[float, tuple[float, float, float, float]]] = {
     "stool": (-30, (0, 0, 0, 0)),
     "gas": (-940, (0, 0, 0, 0)),
 }
-UNEVEN_HU = {"lung": 45.0, "stool": 130.0, "pancreas": 9.0, "fat": 7.0, "muscle": 10.0, "gut": 12.0, "stomach content": 10.0}
-TEXTURE_MM = 4.0
+UNEVEN_HU = {"lung": 45.0, "stool": 130.0, "pancreas": 9.0, "fat": 7.0, "muscle": 10.0, "gut": 12.0}
+TEXTURE_MM = 4.0  # the size of that unevenness
 FLAT_BACK_MM, TABLE_DROP_MM = 4.0, 9.0
 
 
@@ -195,6 +195,3 @@ def _table(x: np.ndarray, y: np.ndarray, back_mm: float) -> np.ndarray:
 
 def _least_radius_mm(part: Part) -> float:
     return min(part.shape.radii_mm)
-
-
-__all__ = ["BIT", "PHASES", "Box", "Scanner", "mask", "scan", "tissue_hu"]

@@ -5,7 +5,8 @@ Coordinates are RAS millimetres (x towards the patient's right, y anterior, z su
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 from scipy.interpolate import CubicSpline
@@ -33,14 +34,14 @@ class Bend:
         """The largest displacement possible along each axis."""
         return self._amplitude_mm.sum(axis=0)
 
-    def displacement(self, axis: int, axes_mm: Sequence[np.ndarray]) -> np.ndarray:
-        """Displacement along `axis` in mm, float32 (x, y, z), at the points of a grid given by its three axes."""
-        total: np.ndarray = np.zeros((1, 1, 1), np.float32)
-        for amplitude, frequency, phase in zip(self._amplitude_mm, self._frequency, self._phase, strict=True):
-            x, y, z = (np.sin(f * at + p) for at, f, p in zip(axes_mm, frequency[axis], phase[axis], strict=True))
-            plane = (amplitude[axis] * x[:, None] * y[None, :]).astype(np.float32)
-            total = total + plane[:, :, None] * z.astype(np.float32)
-        return total
+    def waves(self, axes_mm: Sequence[np.ndarray]) -> list[list[list[np.ndarray]]]:
+        """Per displaced axis and term, three float32 vectors over a grid's axes: the term is their outer product."""
+        return [[self._term(axis, term, axes_mm) for term in range(len(WAVELENGTHS_MM))] for axis in range(3)]
+
+    def _term(self, axis: int, term: int, axes_mm: Sequence[np.ndarray]) -> list[np.ndarray]:
+        parts = zip(axes_mm, self._frequency[term, axis], self._phase[term, axis], strict=True)
+        x, y, z = (np.sin(f * at + p).astype(np.float32) for at, f, p in parts)
+        return [np.float32(self._amplitude_mm[term, axis]) * x, y, z]
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,19 @@ class Grid:
 
     def coordinates(self, box: Box) -> list[np.ndarray]:
         """x, y and z in mm of a box's voxels, bent: float32, each broadcasting to the box's shape."""
-        axes = [axis[part] for axis, part in zip(self.axes_mm, box, strict=True)]
-        flat = [axis.astype(np.float32).reshape(np.roll((-1, 1, 1), n)) for n, axis in enumerate(axes)]
-        if self.bend is None:
-            return flat
-        return [at + self.bend.displacement(n, axes) for n, at in enumerate(flat)]
+        flat = [axis[part].astype(np.float32) for axis, part in zip(self.axes_mm, box, strict=True)]
+        straight = [flat[0][:, None, None], flat[1][:, None], flat[2]]
+        if not self._waves:
+            return straight
+        return [at + self._displacement(n, box) for n, at in enumerate(straight)]
+
+    @cached_property
+    def _waves(self) -> list[list[list[np.ndarray]]]:
+        return self.bend.waves(self.axes_mm) if self.bend else []
+
+    def _displacement(self, axis: int, box: Box) -> np.ndarray:
+        across, along, up = box
+        return _sum((x[across, None] * y[along])[:, :, None] * z[up] for x, y, z in self._waves[axis])
 
 
 @dataclass(frozen=True)
@@ -97,6 +106,13 @@ class Ellipsoid:
     radii_mm: Point
     turn_deg: Point = (0.0, 0.0, 0.0)
     cuts: tuple[tuple[Point, Point], ...] = ()  # (normal, point_mm) each
+
+    def varied(self, rng: np.random.Generator, shift_mm: float = 2.5, growth: float = 0.08) -> "Ellipsoid":
+        """A little elsewhere, larger or smaller, and turned."""
+        (center,) = points_of(np.array([self.center_mm]) + rng.normal(0, shift_mm, 3))
+        (radii,) = points_of(np.array([self.radii_mm]) * rng.normal(1, growth, 3).clip(0.75, 1.25))
+        (turn,) = points_of(np.array([self.turn_deg]) + rng.normal(0, 5, 3))
+        return replace(self, center_mm=center, radii_mm=radii, turn_deg=turn)
 
     def on(self, grid: Grid, margin_mm: float = 0.0) -> Drawn:
         """The shape on a grid, in a box that leaves `margin_mm` around it."""
@@ -135,6 +151,12 @@ class Tube:
         """The middle of the tube in mm, (3,) or (..., 3), at a position along it."""
         knots, points, _ = self.curve()
         return np.stack([np.interp(along, knots, points[:, axis]) for axis in range(3)], axis=-1)
+
+    def varied(self, rng: np.random.Generator, shift_mm: float = 2.5, growth: float = 0.08) -> "Tube":
+        """A little elsewhere, thicker or thinner, and otherwise bent."""
+        points = np.array(self.points_mm) + rng.normal(0, shift_mm, (len(self.points_mm), 3))
+        radii = np.array(self.radii_mm) * rng.normal(1, growth)
+        return replace(self, points_mm=points_of(points), radii_mm=tuple(radii.tolist()))
 
     def on(self, grid: Grid, margin_mm: float = 0.0) -> Drawn:
         """The tube on a grid, in a box that leaves `margin_mm` around it."""
@@ -178,6 +200,11 @@ class Tube:
 
 
 Shape = Ellipsoid | Tube
+
+
+def points_of(array_mm: np.ndarray) -> tuple[Point, ...]:
+    """The rows of an (n, 3) array as points."""
+    return tuple((x, y, z) for x, y, z in array_mm.tolist())
 
 
 def _rotation(turn_deg: Point) -> np.ndarray:

@@ -37,9 +37,8 @@ def bounding_box(mask_zyx: np.ndarray) -> Box | None:
     """Smallest box of slices that holds every True voxel of a (z, y, x) mask; None where there is none."""
     box: list[slice] = []
     for axis in range(3):
-        part = mask_zyx[(*box, ...)]
         others = tuple(n for n in range(3) if n != axis)
-        hits = np.flatnonzero(part.any(axis=others))
+        hits = np.flatnonzero(mask_zyx[tuple(box)].any(axis=others))
         if not hits.size:
             return None
         box.append(slice(int(hits[0]), int(hits[-1]) + 1))
@@ -64,7 +63,7 @@ def surfaces(reference: np.ndarray, prediction: np.ndarray, spacing_mm_zyx: tupl
     if box is None:
         return Surfaces(*(np.empty(0) for _ in range(4)))
     spacing = np.asarray(spacing_mm_zyx, np.float64)
-    areas = surfel_areas(tuple(float(mm) for mm in spacing_mm_zyx))
+    areas = surfel_areas(float(spacing[0]), float(spacing[1]), float(spacing[2]))
     grid = tuple(part.stop - part.start + 1 for part in box)
     ours, our_codes = surface_elements(reference[box])
     theirs, their_codes = surface_elements(prediction[box])
@@ -105,7 +104,7 @@ def _percentile(distances_mm: np.ndarray, areas_mm2: np.ndarray, percent: float)
     if not distances_mm.size:
         return float("inf")
     share = np.cumsum(areas_mm2) / areas_mm2.sum()
-    return float(distances_mm[min(np.searchsorted(share, percent / 100), distances_mm.size - 1)])
+    return float(distances_mm[min(int(np.searchsorted(share, percent / 100)), distances_mm.size - 1)])
 
 
 def surface_elements(mask_zyx: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -150,10 +149,9 @@ def nearest_mm(points: np.ndarray, targets: np.ndarray, grid: tuple[int, ...], s
 
 
 @cache
-def surfel_areas(spacing_mm_zyx: tuple[float, float, float]) -> np.ndarray:
-    """Area in mm2 of the surface element of each of the 256 neighbor codes at this spacing; shape (256,)."""
-    z, y, x = spacing_mm_zyx
-    scale = np.array([y * x, z * x, z * y])
+def surfel_areas(z_mm: float, y_mm: float, x_mm: float) -> np.ndarray:
+    """Area in mm2 of the surface element of each of the 256 neighbor codes at this voxel spacing; shape (256,)."""
+    scale = np.array([y_mm * x_mm, z_mm * x_mm, z_mm * y_mm])
     return np.array([sum(float(np.linalg.norm(normal * scale)) for normal in _normals(code)) for code in range(256)])
 
 
@@ -167,7 +165,7 @@ def _normals(code: int) -> tuple[np.ndarray, ...]:
 
 
 def _loops(inside: set[tuple[int, ...]]) -> Iterator[list[Point]]:
-    """Polygons in which the surface cuts the cube's faces. Voxels that touch only across a face's diagonal stay apart."""
+    """Polygons in which the surface cuts the cube. Voxels that touch only across a face's diagonal stay apart."""
     links: dict[Point, list[Point]] = {}
     for cycle in _faces():
         for first, second in _cuts(cycle, inside):
@@ -203,8 +201,9 @@ def _cuts(cycle: list[tuple[int, ...]], inside: set[tuple[int, ...]]) -> list[tu
 
 
 def _largest(loop: list[Point]) -> list[np.ndarray]:
-    """Area vectors of the triangulation of a polygon that has the largest area: the choice that the published table makes."""
-    choices = [[_area_vector(*(loop[n] for n in corners)) for corners in parts] for parts in _triangulations(0, len(loop) - 1)]
+    """Area vectors of a polygon's largest triangulation: the one that the published table takes where it matters."""
+    cuts = _triangulations(0, len(loop) - 1)
+    choices = [[_area_vector(*(loop[corner] for corner in triangle)) for triangle in cut] for cut in cuts]
     return max(choices, key=lambda vectors: round(sum(float(np.linalg.norm(vector)) for vector in vectors), 9))
 
 

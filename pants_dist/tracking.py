@@ -88,7 +88,7 @@ class Tracker:
 
     def close(self) -> None:
         if self.wandb:
-            self.wandb.finish(quiet=True)
+            self.wandb.finish()
 
     def _mend_last_line(self) -> None:
         path = self.run / "metrics.jsonl"

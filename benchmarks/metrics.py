@@ -1,0 +1,135 @@
+"""Surface Dice and HD95 of full-size cases: pants_dist.surface beside DeepMind's surface-distance and MONAI, in one run.
+
+    pip install .[bench]
+    python benchmarks/metrics.py [--shape 200 512 512] [--segmentations FOLDER]
+
+Without a folder the masks are smooth shapes of organ size; with one they are its *.nii.gz masks. The prediction is the
+reference with its surface moved to and fro by a few voxels. All run on one thread; the table says where results differ.
+"""
+
+import argparse
+import os
+import platform
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import nibabel
+import numpy as np
+import torch
+from monai.metrics import compute_hausdorff_distance, compute_surface_dice
+from scipy import ndimage
+
+from pants_dist import surface
+
+for old, new in (("bool", np.bool_), ("Inf", np.inf)):  # names that surface-distance 0.1 still uses
+    if not hasattr(np, old):
+        setattr(np, old, new)
+for old in ("filters", "morphology"):
+    setattr(ndimage, old, ndimage)
+
+import surface_distance
+
+SPACING_MM_ZYX = (1.25, 0.8, 0.8)
+TOLERANCE_MM = 2.0
+ORGANS_MM = {  # half axes z y x of ellipsoids
+    "liver": (85, 70, 95),
+    "lung": (110, 95, 70),
+    "spleen": (50, 35, 30),
+    "pancreas": (20, 15, 60),
+    "aorta": (115, 11, 11),
+    "lesion": (12, 12, 12),
+}
+Mask = np.ndarray
+Scores = tuple[float, float | None]
+Peer = Callable[[Mask, Mask, tuple[float, ...]], Scores]
+
+
+def ours(reference: Mask, prediction: Mask, spacing_mm: tuple[float, ...]) -> Scores:
+    found = surface.surfaces(reference, prediction, (spacing_mm[0], spacing_mm[1], spacing_mm[2]))
+    return surface.surface_dice(found, TOLERANCE_MM), surface.hausdorff_mm(found)
+
+
+def deepmind(reference: Mask, prediction: Mask, spacing_mm: tuple[float, ...]) -> Scores:
+    found = surface_distance.compute_surface_distances(reference, prediction, spacing_mm)
+    dice = surface_distance.compute_surface_dice_at_tolerance(found, TOLERANCE_MM)
+    return dice, surface_distance.compute_robust_hausdorff(found, 95)
+
+
+def monai(reference: Mask, prediction: Mask, spacing_mm: tuple[float, ...]) -> Scores:
+    """Its HD95 is another definition, so only its time counts."""
+    first, second = (torch.from_numpy(mask)[None, None] for mask in (prediction, reference))
+    dice = compute_surface_dice(first, second, [TOLERANCE_MM], True, spacing=spacing_mm, use_subvoxels=True)
+    compute_hausdorff_distance(first, second, True, percentile=95, spacing=spacing_mm)
+    return float(dice), None
+
+
+def warped(field: np.ndarray, rng: np.random.Generator, roughness: float) -> tuple[Mask, Mask]:
+    """Reference and prediction: the region where a distance-like field is below 1, its rim moved by smooth noise."""
+    noise = []
+    for _ in range(2):
+        coarse = rng.normal(size=tuple(max(4, n // 8) for n in field.shape))
+        noise.append(ndimage.zoom(coarse, np.divide(field.shape, coarse.shape), order=1, grid_mode=True, mode="nearest"))
+    shape = field + 0.1 * noise[0]
+    return shape < 1, shape + roughness * noise[1] < 1
+
+
+def organs(shape: tuple[int, ...]) -> Iterator[tuple[str, Mask, Mask, tuple[float, ...]]]:
+    rng = np.random.default_rng(0)
+    for name, half_axes_mm in ORGANS_MM.items():
+        axes = [(np.arange(n) - n / 2) * mm for n, mm in zip(shape, SPACING_MM_ZYX, strict=True)]
+        z, y, x = (axis / half for axis, half in zip(axes, half_axes_mm, strict=True))
+        field = np.sqrt(z[:, None, None] ** 2 + y[None, :, None] ** 2 + x[None, None, :] ** 2)
+        yield name, *warped(field, rng, 0.06), SPACING_MM_ZYX
+
+
+def masks_of(folder: Path) -> Iterator[tuple[str, Mask, Mask, tuple[float, ...]]]:
+    rng = np.random.default_rng(0)
+    for path in sorted(folder.glob("*.nii.gz")):
+        image: Any = nibabel.load(path)
+        mask = np.ascontiguousarray((np.asarray(image.dataobj) > 0.5).transpose(2, 1, 0))
+        spacing = tuple(float(mm) for mm in image.header.get_zooms()[:3][::-1])
+        if mask.any():
+            moved = np.roll(mask, rng.integers(-1, 2, 3), (0, 1, 2))
+            noise = ndimage.zoom(rng.normal(size=tuple(-(-n // 8) for n in mask.shape)), 8, order=1)
+            noise = noise[tuple(slice(n) for n in mask.shape)]
+            yield path.name.removesuffix(".nii.gz"), mask, np.where(noise > 0.3, moved, mask), spacing
+
+
+def timed(peer: Peer, *case: Any) -> tuple[float, Scores]:
+    start = time.perf_counter()
+    scores = peer(*case)
+    return time.perf_counter() - start, scores
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--shape", type=int, nargs=3, default=(200, 512, 512), metavar=("Z", "Y", "X"))
+    parser.add_argument("--segmentations", type=Path, help="folder of NIfTI masks to use instead of made ones")
+    given = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    surface.surfel_areas(*SPACING_MM_ZYX)
+    cases = masks_of(given.segmentations) if given.segmentations else organs(tuple(given.shape))
+    print(f"{platform.processor() or platform.machine()}, one thread; seconds for surface Dice and HD95 together\n")
+    print(f"| {'structure':24} | voxels | pants-dist | surface-distance | MONAI | times faster | NSD | max difference |")
+    print("|---|---|---|---|---|---|---|---|")
+    total = np.zeros(3)
+    for name, *case in cases:
+        (t_ours, found), (t_deepmind, expected), (t_monai, other) = (timed(peer, *case) for peer in (ours, deepmind, monai))
+        total += t_ours, t_deepmind, t_monai
+        apart = max(abs(found[0] - expected[0]), abs((found[1] or 0) - (expected[1] or 0)), abs(found[0] - other[0]))
+        print(
+            f"| {name:24} | {case[0].sum():,} | {t_ours:.2f} | {t_deepmind:.2f} | {t_monai:.2f} "
+            f"| {t_deepmind / t_ours:.1f} | {found[0]:.3f} | {apart:.1e} |",
+            flush=True,
+        )
+    print(f"| all | | {total[0]:.2f} | {total[1]:.2f} | {total[2]:.2f} | {total[1] / total[0]:.1f} | | |")
+
+
+if __name__ == "__main__":
+    main()
