@@ -1,6 +1,6 @@
 """Prove a store whole, and equal to its source."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,20 @@ NOT_IN_THE_FILE = {"source_mtimes_ns"}  # of the manifest's columns
 Job = tuple[Path, dict[str, Any], Source | None]
 
 
-def verify(store: Path, against: Path | None = None, *, workers: int | None = None) -> list[str]:
+def verify(
+    store: Path,
+    against: Path | None = None,
+    *,
+    workers: int | None = None,
+    on_case: Callable[[int, int], None] = lambda done, total: None,
+) -> list[str]:
     """Damage to a store, one line a damaged case; an empty list is a store that is whole.
 
     Every case's file is read to its last byte and compared with its sha256 in the manifest, what it says of itself with
     its manifest row; the manifest is compared with its own digest; files that the manifest does not know are named.
     With `against`, a dataset's folder, every voxel of image and masks is compared with the sources there as well.
-    Raises UserError where there is no finished store, or no dataset, to look at.
+    `on_case(done, total)` is called after each case. Raises UserError where there is no finished store, or no dataset,
+    to look at.
     """
     try:
         opened = open_store(store)
@@ -39,7 +46,10 @@ def verify(store: Path, against: Path | None = None, *, workers: int | None = No
     sources = {source.case: source for source in recognise(Path(against)).sources} if against else {}
     rows = opened.table.to_pylist()
     jobs: list[Job] = [(opened.case_path(row["case"]), row, sources.get(row["case"])) for row in rows]
-    found = {job[1]["case"]: result for job, result in run_jobs(_look, jobs, workers or usable_cores())}
+    found: dict[str, str | Died] = {}
+    for number, (job, result) in enumerate(run_jobs(_look, jobs, workers or usable_cores()), 1):
+        found[job[1]["case"]] = result
+        on_case(number, len(jobs))
     damage = [f"{case}: {_words(found[case])}" for case in sorted(found) if found[case]]
     damage += [f"{name}: not in the manifest" for name in _strangers(opened)]
     if against:

@@ -254,13 +254,13 @@ def _pancreas(patient: Patient, rng: np.random.Generator) -> Iterator[Part]:
     """The gland from uncinate process to tail with its duct, the vessels around it, and the lesion last."""
     right = ((33, 4, -36), (40, 12, -15), (33, 22, 2), (13, 29, 10))
     left = ((-14, 31, 18), (-41, 21, 25), (-66, 10, 35), (-86, -4, 44))
-    gland = Tube(right + left, (12, 16.5, 15, 9.5, 11, 11.5, 12, 9), stretch=(1, 1, 1.1)).varied(rng, 2.5, 0.1)
+    gland = Tube(right + left, (12, 15.5, 14.5, 9.5, 11, 11.5, 12, 9), stretch=(1, 1, 1.1)).varied(rng, 2.5, 0.1)
     yield Part((PANCREAS,), gland, _solid("pancreas"), gap_mm=2.5, sections=SECTIONS)
     middle = float(rng.uniform(0.6, 2.2) if rng.random() < 0.6 else rng.uniform(3.4, 6.2))
     blobs = _lesion(gland.at(middle), rng)
     section = next(name for limit, name in SECTIONS if middle < limit)
     if patient.lesion:  # the gland bulges around most of the lesion
-        yield from (Part((PANCREAS, section), _grown(blob, 0.95), _solid("pancreas")) for blob in blobs)
+        yield from (Part((PANCREAS, section), _grown(blob, 0.97), _solid("pancreas")) for blob in blobs)
     yield from _ducts(gland, middle if patient.lesion else None, rng)
     yield from _visceral_vessels(rng)
     if patient.lesion:

@@ -99,8 +99,10 @@ def _after_conversion(summary: Any, dry_run: bool) -> tuple[Any, ...]:
 def verify(given: Given) -> int:
     """Prove a store whole, and (--against) equal to its sources; one line a damaged case, exit code 1."""
     from conversion.verify import verify as find_damage
+    from pants_dist.progress import shown
 
-    damage = find_damage(given.store, given.against)
+    with shown("verify") as tell:
+        damage = find_damage(given.store, given.against, on_case=tell)
     print("\n".join(damage) or f"{given.store}: whole")
     if damage:
         return ends(1, f"pants-dist convert {given.against or 'SRC'}", given.store)

@@ -139,13 +139,15 @@ def _known(name: str, where: str) -> str:
 
 def nearest(name: str, valid: Iterable[str]) -> str:
     """'; did you mean ...?' with the valid name most like this one, or a list of them where none is like it."""
-    names = list(valid)
+    bare = {other.lstrip("-"): other for other in valid}
     section, _, leaf = name.lstrip("-").rpartition(".")
-    same_leaf = [other for other in names if leaf and other.lstrip("-").rpartition(".")[2] == leaf]
-    if close := same_leaf or difflib.get_close_matches(name, names, 1, 0.5):
-        return f"; did you mean {close[0]!r}?"
-    beside = [other for other in names if section and other.startswith(f"{section}.")]
-    return f"; there are {', '.join(beside or names)}"
+    if same := [other for other in bare if leaf and other.rpartition(".")[2] == leaf]:
+        return f"; did you mean {bare[same[0]]!r}?"
+    beside = [other for other in bare if section and other.startswith(f"{section}.")]
+    pool = {other.removeprefix(f"{section}."): other for other in beside or bare}
+    if close := difflib.get_close_matches(leaf if beside else name.lstrip("-"), pool, 1, 0.5):
+        return f"; did you mean {bare[pool[close[0]]]!r}?"
+    return f"; there are {', '.join(bare[other] for other in pool.values())}"
 
 
 def _typed(setting: Setting, given: Given) -> Any:
