@@ -25,6 +25,7 @@ from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 from scipy import ndimage
 
 from pants_dist import surface
+from pants_dist.surfels import surfel_areas
 
 for old, new in (("bool", np.bool_), ("Inf", np.inf)):  # names that surface-distance 0.1 still uses
     if not hasattr(np, old):
@@ -73,7 +74,9 @@ def warped(field: np.ndarray, rng: np.random.Generator, roughness: float) -> tup
     noise = []
     for _ in range(2):
         coarse = rng.normal(size=tuple(max(4, n // 8) for n in field.shape))
-        noise.append(ndimage.zoom(coarse, np.divide(field.shape, coarse.shape), order=1, grid_mode=True, mode="nearest"))
+        noise.append(
+            ndimage.zoom(coarse, np.divide(field.shape, coarse.shape), order=1, grid_mode=True, mode="nearest")
+        )
     shape = field + 0.1 * noise[0]
     return shape < 1, shape + roughness * noise[1] < 1
 
@@ -113,14 +116,18 @@ def main() -> None:
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    surface.surfel_areas(*SPACING_MM_ZYX)
+    surfel_areas(*SPACING_MM_ZYX)
     cases = masks_of(given.segmentations) if given.segmentations else organs(tuple(given.shape))
     print(f"{platform.processor() or platform.machine()}, one thread; seconds for surface Dice and HD95 together\n")
-    print(f"| {'structure':24} | voxels | pants-dist | surface-distance | MONAI | times faster | NSD | max difference |")
+    print(
+        f"| {'structure':24} | voxels | pants-dist | surface-distance | MONAI | times faster | NSD | max difference |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     total = np.zeros(3)
     for name, *case in cases:
-        (t_ours, found), (t_deepmind, expected), (t_monai, other) = (timed(peer, *case) for peer in (ours, deepmind, monai))
+        (t_ours, found), (t_deepmind, expected), (t_monai, other) = (
+            timed(peer, *case) for peer in (ours, deepmind, monai)
+        )
         total += t_ours, t_deepmind, t_monai
         apart = max(abs(found[0] - expected[0]), abs((found[1] or 0) - (expected[1] or 0)), abs(found[0] - other[0]))
         print(

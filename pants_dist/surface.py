@@ -5,7 +5,6 @@ surface element, and its area is that of the marching-cubes patch inside the box
 Definition: Nikolov et al., J Med Internet Res 2021;23(7):e26151 (arXiv:1809.04430) and its code (surface-distance 0.1).
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -13,10 +12,11 @@ from itertools import product
 import numpy as np
 from scipy.spatial import KDTree
 
-CORNERS = tuple(product((0, 1), repeat=3))  # bit n of a neighbor code is voxel CORNERS[n], axes z y x
-SLAB = 16  # slices whose neighbor codes are made at once, so that they stay in cache
+from pants_dist.surfels import surfel_areas
 
-Point = tuple[float, ...]
+SLAB = 16  # slices whose neighbor codes are made at once, so that they stay in cache
+PLACES, REACH = 150, 8  # how many places around a surface element are looked up, and how many voxels away at most
+
 Box = tuple[slice, slice, slice]
 
 
@@ -56,8 +56,8 @@ def joint_box(first: Box | None, second: Box | None) -> Box | None:
 def surfaces(reference: np.ndarray, prediction: np.ndarray, spacing_mm_zyx: tuple[float, float, float]) -> Surfaces:
     """Distances and areas of all surface elements of two boolean (z, y, x) masks of one shape.
 
-    Exact: each element takes its nearest element on the other surface (distances between voxel corners), found in a
-    k-d tree of surface elements instead of a distance transform of the volume.
+    Exact: each element takes its nearest element on the other surface (distances between voxel corners), found among
+    surface elements instead of by a distance transform of the volume.
     """
     box = joint_box(bounding_box(reference), bounding_box(prediction))
     if box is None:
@@ -67,14 +67,17 @@ def surfaces(reference: np.ndarray, prediction: np.ndarray, spacing_mm_zyx: tupl
     grid = tuple(part.stop - part.start + 1 for part in box)
     ours, our_codes = surface_elements(reference[box])
     theirs, their_codes = surface_elements(prediction[box])
-    reference_mm, reference_mm2 = _by_distance(nearest_mm(ours, theirs, grid, spacing), areas[our_codes])
-    prediction_mm, prediction_mm2 = _by_distance(nearest_mm(theirs, ours, grid, spacing), areas[their_codes])
+    reference_mm, reference_mm2 = _by_distance(nearest_mm(ours, theirs, grid, spacing), our_codes, areas)
+    prediction_mm, prediction_mm2 = _by_distance(nearest_mm(theirs, ours, grid, spacing), their_codes, areas)
     return Surfaces(reference_mm, reference_mm2, prediction_mm, prediction_mm2)
 
 
-def _by_distance(distances_mm: np.ndarray, areas_mm2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    order = np.lexsort((areas_mm2, distances_mm))
-    return distances_mm[order], areas_mm2[order]
+def _by_distance(distances_mm: np.ndarray, codes: np.ndarray, areas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distances and areas sorted by distance, then area, so that sums are taken in the published code's order."""
+    rank = np.argsort(np.argsort(areas)).astype(np.uint8)
+    order = np.argsort(rank[codes], kind="stable")
+    order = order[np.argsort(distances_mm[order], kind="stable")]
+    return distances_mm[order], areas[codes[order]]
 
 
 def surface_dice(found: Surfaces, tolerance_mm: float) -> float:
@@ -132,92 +135,56 @@ def neighbor_codes(padded_zyx: np.ndarray) -> np.ndarray:
 
 
 def nearest_mm(points: np.ndarray, targets: np.ndarray, grid: tuple[int, ...], spacing: np.ndarray) -> np.ndarray:
-    """Distance in mm from each grid point to the nearest target; both are sorted flat indices into `grid`."""
+    """Distance in mm from each grid point to the nearest target; both are sorted flat indices into `grid`.
+
+    Most points have a target within a few voxels, so the nearest places are looked up one after the other, and only
+    what is left asks a k-d tree. inf where there is no target.
+    """
     distances = np.full(points.size, np.inf)
     if not targets.size:
         return distances
-    place = np.minimum(np.searchsorted(targets, points), targets.size - 1)
-    far = np.flatnonzero(targets[place] != points)
-    distances[:] = 0
-    if far.size:
-        here = np.stack(np.unravel_index(points[far], grid), axis=1)
+    left = _look_around(points, targets, grid, spacing, distances)
+    if left.size:
+        here = np.stack(np.unravel_index(points[left], grid), axis=1)
         there = np.stack(np.unravel_index(targets, grid), axis=1)
         tree = KDTree(there * spacing, leafsize=32, balanced_tree=False, compact_nodes=False)
         steps = there[tree.query(here * spacing)[1]] - here
-        distances[far] = np.sqrt(((steps * spacing) ** 2).sum(axis=1))
+        distances[left] = np.sqrt(((steps * spacing) ** 2).sum(axis=1))
     return distances
 
 
-@cache
-def surfel_areas(z_mm: float, y_mm: float, x_mm: float) -> np.ndarray:
-    """Area in mm2 of the surface element of each of the 256 neighbor codes at this voxel spacing; shape (256,)."""
-    scale = np.array([y_mm * x_mm, z_mm * x_mm, z_mm * y_mm])
-    return np.array([sum(float(np.linalg.norm(normal * scale)) for normal in _normals(code)) for code in range(256)])
+def _look_around(
+    points: np.ndarray, targets: np.ndarray, grid: tuple[int, ...], spacing: np.ndarray, distances: np.ndarray
+) -> np.ndarray:
+    """Fill in `distances` of points that have a target among their nearest places; returns the indices of the others."""
+    steps, distances_mm = _nearest_places(float(spacing[0]), float(spacing[1]), float(spacing[2]))
+    margin = np.abs(steps).max(axis=0)
+    padded = tuple(int(n + 2 * m) for n, m in zip(grid, margin, strict=True))
+    taken = np.zeros(padded, bool).ravel()
+    taken[_lift(targets, grid, padded, margin)] = True
+    left, place = np.arange(points.size), _lift(points, grid, padded, margin)
+    strides = np.array([padded[1] * padded[2], padded[2], 1])
+    for step, distance_mm in zip((steps @ strides).tolist(), distances_mm, strict=True):
+        hit = taken[place + step]
+        distances[left[hit]] = distance_mm
+        left, place = left[~hit], place[~hit]
+        if not left.size:
+            break
+    return left
+
+
+def _lift(flat: np.ndarray, grid: tuple[int, ...], padded: tuple[int, ...], margin: np.ndarray) -> np.ndarray:
+    """Flat indices into `grid` as flat indices into the padded one."""
+    moved = tuple(axis + m for axis, m in zip(np.unravel_index(flat, grid), margin, strict=True))
+    return np.asarray(np.ravel_multi_index(moved, padded))
 
 
 @cache
-def _normals(code: int) -> tuple[np.ndarray, ...]:
-    """Area vectors of the patch's triangles in a unit cube; scaling them by face areas gives any spacing's."""
-    if code.bit_count() > 4:
-        return _normals(255 - code)
-    inside = {corner for n, corner in enumerate(CORNERS) if code >> n & 1}
-    return tuple(normal for loop in _loops(inside) for normal in _largest(loop))
-
-
-def _loops(inside: set[tuple[int, ...]]) -> Iterator[list[Point]]:
-    """Polygons in which the surface cuts the cube. Voxels that touch only across a face's diagonal stay apart."""
-    links: dict[Point, list[Point]] = {}
-    for cycle in _faces():
-        for first, second in _cuts(cycle, inside):
-            links.setdefault(first, []).append(second)
-            links.setdefault(second, []).append(first)
-    while links:
-        point = min(links)
-        loop = []
-        while point in links:
-            loop.append(point)
-            neighbors = links.pop(point)
-            point = next((other for other in neighbors if other in links), point)
-        yield loop
-
-
-def _faces() -> Iterator[list[tuple[int, ...]]]:
-    for axis, side in product(range(3), (0, 1)):
-        for_axis = [list(corner) for corner in ((0, 0), (0, 1), (1, 1), (1, 0))]
-        for corner in for_axis:
-            corner.insert(axis, side)
-        yield [tuple(corner) for corner in for_axis]
-
-
-def _cuts(cycle: list[tuple[int, ...]], inside: set[tuple[int, ...]]) -> list[tuple[Point, Point]]:
-    """Segments of the surface in one face, between middles of its edges: around each run of corners that are inside."""
-    middles = [tuple((a + b) / 2 for a, b in zip(cycle[n - 1], cycle[n], strict=True)) for n in range(4)]
-    enters = [n for n in range(4) if cycle[n] in inside and cycle[n - 1] not in inside]
-    cuts = []
-    for enter in enters:
-        leave = next(n for n in range(enter + 1, enter + 5) if cycle[n % 4] not in inside)
-        cuts.append((middles[enter], middles[leave % 4]))
-    return cuts
-
-
-def _largest(loop: list[Point]) -> list[np.ndarray]:
-    """Area vectors of a polygon's largest triangulation: the one that the published table takes where it matters."""
-    cuts = _triangulations(0, len(loop) - 1)
-    choices = [[_area_vector(*(loop[corner] for corner in triangle)) for triangle in cut] for cut in cuts]
-    return max(choices, key=lambda vectors: round(sum(float(np.linalg.norm(vector)) for vector in vectors), 9))
-
-
-def _triangulations(first: int, last: int) -> list[list[tuple[int, int, int]]]:
-    """All ways to cut the polygon first, first + 1, ..., last into triangles of its corners."""
-    if last - first < 2:
-        return [[]]
-    return [
-        [*left, *right, (first, apex, last)]
-        for apex in range(first + 1, last)
-        for left in _triangulations(first, apex)
-        for right in _triangulations(apex, last)
-    ]
-
-
-def _area_vector(a: Point, b: Point, c: Point) -> np.ndarray:
-    return 0.5 * np.cross(np.subtract(b, a), np.subtract(c, a))
+def _nearest_places(z_mm: float, y_mm: float, x_mm: float) -> tuple[np.ndarray, np.ndarray]:
+    """Up to PLACES steps on the grid, nearest first, none left out, and their lengths in mm."""
+    spacing = np.array([z_mm, y_mm, x_mm])
+    steps = np.array(list(product(range(-REACH, REACH + 1), repeat=3)))
+    length_mm = np.sqrt(((steps * spacing) ** 2).sum(axis=1))
+    order = np.argsort(length_mm, kind="stable")
+    order = order[length_mm[order] < (REACH + 1) * spacing.min()][:PLACES]
+    return steps[order], length_mm[order]
