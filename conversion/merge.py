@@ -121,9 +121,10 @@ def _add_loop(
     for block in range(first, len(blocks)):
         i, stop = block * BLOCK, min(block * BLOCK + BLOCK, len(mask))
         if stop - i == BLOCK:
-            anything = words[i >> 3]
-            for n in range((i >> 3) + 1, stop >> 3):
-                anything |= words[n]
+            line = words[i >> 3 : stop >> 3]
+            anything = line[0]
+            for n in range(BLOCK // WORD):
+                anything |= line[n]
             if anything == 0:
                 continue
         before, after, run, found = -1, -1, 0, 0

@@ -129,7 +129,11 @@ def read_metadata(path: Path) -> "pd.DataFrame":
         raise UserError(f"metadata {path}: cannot be read ({reason}); give the released metadata.xlsx") from error
     table = table.rename(columns=tidy).map(tidy)
     if "PanTS ID" not in table:
-        raise UserError(f'metadata {path}: no column "PanTS ID" among {_listing(table.columns)}; give the released file')
+        raise UserError(
+            f'metadata {path}: no column "PanTS ID" among {_listing(table.columns)}; give the released file'
+        )
     if (twice := table["PanTS ID"].duplicated()).any():
-        raise UserError(f"metadata {path}: case {table.loc[twice, 'PanTS ID'].iloc[0]} stands in it twice; keep one row")
+        raise UserError(
+            f"metadata {path}: case {table.loc[twice, 'PanTS ID'].iloc[0]} stands in it twice; keep one row"
+        )
     return table.set_index("PanTS ID")

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from pants_dist.errors import UserError
 
@@ -54,7 +55,7 @@ def started(readers: int, object_store_bytes: int) -> Iterator[dict[str, str]]:
         os.environ.update(environment)
         import ray
 
-        context = ray.init(
+        context: Any = ray.init(
             num_cpus=usable_cores(),
             num_gpus=0,
             resources={READER_SLOT: readers},
@@ -123,7 +124,7 @@ def joined() -> None:
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS")
         if not address:
-            raise UserError("RAY_ADDRESS is not set; start with \"pants-dist train\", or use --loader.kind local")
+            raise UserError('RAY_ADDRESS is not set; start with "pants-dist train", or use --loader.kind local')
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
 
 

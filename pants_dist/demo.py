@@ -27,7 +27,9 @@ def demo(data: Path | None, out: Path) -> Path:
     Run again after an interruption, it goes on where it was. Raises UserError as the stages do.
     """
     if data is not None and not data.is_dir():
-        raise UserError(f"--data {data}: no such folder; give a folder in PanTS's layout, or leave it out for a phantom cohort")
+        raise UserError(
+            f"--data {data}: no such folder; give a folder in PanTS's layout, or leave it out for a phantom cohort"
+        )
     console = Console()
     out.mkdir(parents=True, exist_ok=True)
     source = data or make_cohort(console, out / "phantom")
@@ -44,7 +46,9 @@ def demo(data: Path | None, out: Path) -> Path:
 
 def make_cohort(console: Console, folder: Path) -> Path:
     """A phantom cohort of 24 cases from 6 centers."""
-    console.print(f"[bold]1/4[/] phantom cohort: {PHANTOM_CASES} synthetic cases, {PHANTOM_CENTERS} centers, in {folder}")
+    console.print(
+        f"[bold]1/4[/] phantom cohort: {PHANTOM_CASES} synthetic cases, {PHANTOM_CENTERS} centers, in {folder}"
+    )
     with shown("phantom") as tell:
         done = 0
 
@@ -61,7 +65,9 @@ def repack(console: Console, source: Path, folder: Path) -> Store:
     """The store of `source`."""
     console.print(f"[bold]2/4[/] convert {source} to {folder}")
     with shown("convert") as tell:
-        summary = convert([source], folder, on_event=lambda event: tell(event.done, event.total) if event.total else None)
+        summary = convert(
+            [source], folder, on_event=lambda event: tell(event.done, event.total) if event.total else None
+        )
     for case, reason in summary.refused.items():
         console.print(f"  refused {case}: {reason}")
     return open_store(folder)
@@ -80,7 +86,9 @@ def train(console: Console, store: Store, out: Path) -> None:
     with watching(out / "runs" / RUN):
         code = launch(settings, RUN)
     if code:
-        raise UserError(f"training ended with exit code {code}; see what was said above, then run the demo again: it goes on")
+        raise UserError(
+            f"training ended with exit code {code}; see what was said above, then run the demo again: it goes on"
+        )
 
 
 def held_out_centers(store: Store) -> tuple[str, ...]:
@@ -96,10 +104,12 @@ def score(console: Console, run: Path, store: Store) -> pd.DataFrame:
     settings = config.load(run / "config.yaml", [])
     splits = assign_splits(store.manifest, settings.data.held_out_centers, settings.data.val_fraction)
     apart = splits.isin(["val_seen", "held_out"]).any()
-    console.print("[bold]4/4[/] evaluate every validation case" if apart else
-                  "[bold]4/4[/] evaluate the training cases: too few for a validation split, so this shows memorisation")  # fmt: skip
+    what = "every validation case" if apart else "the training cases: too few to keep any apart, so this shows memorisation"
+    console.print(f"[bold]4/4[/] evaluate {what}")
     with shown("evaluate") as tell:
-        return evaluate(run, None if apart else ("train",), on_case=lambda done, total, row: tell(done, total, row["case"]))
+        return evaluate(
+            run, None if apart else ("train",), on_case=lambda done, total, row: tell(done, total, row["case"])
+        )
 
 
 def _say_next(console: Console, store: Store, run: Path, page: Path) -> None:

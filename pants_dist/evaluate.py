@@ -25,7 +25,19 @@ from pants_dist.pictures import draw_case
 from pants_dist.store import Store, open_store
 from pants_dist.structures import LESION, PANCREAS
 
-COPIED = ("case", "dataset", "center", "center_kind", "phase", "sex", "age", "manufacturer", "nationality", "study_year", "tumor_flag")
+COPIED = (
+    "case",
+    "dataset",
+    "center",
+    "center_kind",
+    "phase",
+    "sex",
+    "age",
+    "manufacturer",
+    "nationality",
+    "study_year",
+    "tumor_flag",
+)
 DEFAULT_SPLITS = ("val_seen", "held_out")
 WORST = 6  # pictures a split keeps
 
@@ -106,7 +118,9 @@ def ood_metrics(rows: list[dict[str, Any]], structures: tuple[str, ...]) -> dict
     table["dsc"] = table[columns].mean(axis=1)
     metrics: dict[str, float] = {}
     for prefix, part in (("val", table[table["seen"]]), ("val_ood", table[~table["seen"]])):
-        metrics |= {f"{prefix}/{name}": float(part[name].mean()) for name in ("dsc", *columns) if part[name].notna().any()}
+        metrics |= {
+            f"{prefix}/{name}": float(part[name].mean()) for name in ("dsc", *columns) if part[name].notna().any()
+        }
     by_center = table.groupby("center")["dsc"].mean().dropna()
     return metrics | {f"val/center/{center}/dsc": float(value) for center, value in by_center.items()}
 
@@ -168,12 +182,16 @@ def evaluate(
 def open_run(run: Path) -> tuple[Settings, Path]:
     """Settings of a run folder and the checkpoint to score: the best, or the last where no validation chose one."""
     if not (run / "config.yaml").is_file():
-        raise UserError(f"run {run}: no config.yaml there, so it is no run folder; give one that \"pants-dist train\" made")
+        raise UserError(
+            f'run {run}: no config.yaml there, so it is no run folder; give one that "pants-dist train" made'
+        )
     checkpoints = [run / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")]
     for checkpoint in checkpoints:
         if checkpoint.is_file():
             return config.load(run / "config.yaml", []), checkpoint
-    raise UserError(f"run {run}: no checkpoint yet; run \"pants-dist train --config {run / 'config.yaml'} --run-name {run.name}\"")
+    raise UserError(
+        f'run {run}: no checkpoint yet; run "pants-dist train --config {run / "config.yaml"} --run-name {run.name}"'
+    )
 
 
 def chosen_splits(assigned: pd.Series, wanted: tuple[str, ...] | None) -> tuple[str, ...]:
@@ -187,7 +205,9 @@ def chosen_splits(assigned: pd.Series, wanted: tuple[str, ...] | None) -> tuple[
         if not counts[split]:
             raise UserError(f"--split {split}: this run has no case in it; it has cases in {', '.join(full)}")
     if not chosen:
-        raise UserError(f"no case in {' or '.join(DEFAULT_SPLITS)}; name a split that has cases: --split {' or '.join(full)}")
+        raise UserError(
+            f"no case in {' or '.join(DEFAULT_SPLITS)}; name a split that has cases: --split {' or '.join(full)}"
+        )
     return chosen
 
 
@@ -251,7 +271,9 @@ def keep_picture(folder: Path, scored: Scored, others: list[dict[str, Any]]) -> 
     draw_case(pick.image_zyx, pick.reference, pick.prediction, pick.spacing_mm_zyx, path, title)
 
 
-def write_report(folder: Path, cases: pd.DataFrame, settings: Settings, checkpoint: Path, splits: tuple[str, ...]) -> Path:
+def write_report(
+    folder: Path, cases: pd.DataFrame, settings: Settings, checkpoint: Path, splits: tuple[str, ...]
+) -> Path:
     """report.html of these rows, with the pictures of the worst cases."""
     saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
     facts = {

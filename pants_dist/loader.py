@@ -64,7 +64,9 @@ class Reader:
         parts, offset = [], 0
         for sample, (corner_zyx, image, codes) in zip(samples, patches, strict=True):
             image_offset, codes_offset = offset, _aligned(offset + image.nbytes)
-            parts.append(Part(sample, corner_zyx, image.shape, image.dtype.name, image_offset, codes.dtype.name, codes_offset))
+            parts.append(
+                Part(sample, corner_zyx, image.shape, image.dtype.name, image_offset, codes.dtype.name, codes_offset)
+            )
             offset = _aligned(codes_offset + codes.nbytes)
         batch = MicroBatch(np.empty(offset, np.uint8), tuple(parts))
         for number, (_, image, codes) in enumerate(patches):
@@ -96,7 +98,7 @@ class RaySource:
 
         cluster.joined()
         actor = ray.remote(num_cpus=0, resources={cluster.READER_SLOT: 1}, max_restarts=-1, max_task_retries=-1)(Reader)
-        self.readers = [actor.remote(reader.store, reader.size_zyx) for _ in range(readers)]
+        self.readers: list[Any] = [actor.remote(reader.store, reader.size_zyx) for _ in range(readers)]
         self.ahead = ahead
 
     def stream(self, requests: Iterator[list[Sample]]) -> Iterator[MicroBatch]:
@@ -121,9 +123,9 @@ class LocalSource:
         from torch.utils.data import DataLoader
 
         share = max(1, -(-self.ahead // self.readers))
-        batches = DataLoader(
+        batches: Any = DataLoader(
             _Requests(self.reader),  # type: ignore[arg-type]  # indexed by the sampler's items, whatever they are
-            sampler=requests,  # type: ignore[arg-type]
+            sampler=requests,
             batch_size=None,
             num_workers=self.readers,
             prefetch_factor=share,
@@ -150,14 +152,18 @@ class Loader:
     `waited_s` is the time that the consumer spent waiting for items so far.
     """
 
-    def __init__(self, plan: Plan, source: Source, rank: int, ranks: int, start: int, stop: int, micro_batch: int) -> None:
+    def __init__(
+        self, plan: Plan, source: Source, rank: int, ranks: int, start: int, stop: int, micro_batch: int
+    ) -> None:
         self.plan, self.source, self.rank, self.ranks = plan, source, rank, ranks
         self.start, self.stop, self.micro_batch = start, stop, micro_batch
         self.waited_s = 0.0
 
     def __iter__(self) -> Iterator[list[MicroBatch]]:
-        stream = self.source.stream(request for step in range(self.start, self.stop) for request in self._requests(step))
-        for step in range(self.start, self.stop):
+        stream = self.source.stream(
+            request for step in range(self.start, self.stop) for request in self._requests(step)
+        )
+        for _ in range(self.start, self.stop):
             begun = time.perf_counter()
             item = [next(stream) for _ in range(self._a_step())]
             self.waited_s += time.perf_counter() - begun

@@ -85,7 +85,8 @@ class Segmenter(L.LightningModule):
         samples = sum(len(micro.parts) for micro in batch)
         total = torch.zeros((), device=self.device)
         for number, micro in enumerate(batch):
-            with self.trainer.strategy.block_backward_sync() if number < len(batch) - 1 else torch.enable_grad():
+            strategy: Any = self.trainer.strategy
+            with strategy.block_backward_sync() if number < len(batch) - 1 else torch.enable_grad():
                 loss = self.loss(*self.forward_and_target(micro)) * (len(micro.parts) / samples)
                 self.manual_backward(loss)
             total += loss.detach()

@@ -186,6 +186,8 @@ class Tube:
         thin = radius_mm * np.array(self.stretch)
         thick = np.maximum(thin, LEAST_HALF_VOXELS * grid.spacing_mm_xyz)
         part = grid.box(ends_mm.min(axis=0) - thick - margin_mm, ends_mm.max(axis=0) + thick + margin_mm)
+        if any(side.start >= side.stop for side in part):
+            return 1.0
         start, step = ends_mm[0] / thick, (ends_mm[1] - ends_mm[0]) / thick
         offsets = [
             at / np.float32(t) - np.float32(s) for at, t, s in zip(grid.coordinates(part), thick, start, strict=True)

@@ -1,8 +1,8 @@
 """The run folder: settings, metrics and state on disk always, to W&B if asked. Rank 0 writes, anyone reads.
 
-    config.yaml      the settings as resolved; the run can be started again from it
-    metrics.jsonl    one line a log event: step, attempt, time, host and the metrics by their slashed names
-    summary.json     last step, rate, state, heartbeat, last metrics; replaced atomically; what status reads first
+config.yaml      the settings as resolved; the run can be started again from it
+metrics.jsonl    one line a log event: step, attempt, time, host and the metrics by their slashed names
+summary.json     last step, rate, state, heartbeat, last metrics; replaced atomically; what status reads first
 """
 
 import json

@@ -41,7 +41,9 @@ def train(settings: Settings, run: Path) -> None:
 
     checkpoint = run / "checkpoints" / "last.ckpt"
     start = resume_step(checkpoint, plan)
-    source = make_source(settings.loader.kind, Reader(store, settings.data.patch_zyx), settings.loader.readers, settings.loader.ahead)
+    source = make_source(
+        settings.loader.kind, Reader(store, settings.data.patch_zyx), settings.loader.readers, settings.loader.ahead
+    )
     loader = Loader(plan, source, rank, ranks, start, settings.train.steps, settings.train.micro_batch)
     tracker = Tracker(run, asdict(settings), settings.train.steps, settings.tracking.wandb, writes=rank == 0)
 
@@ -52,7 +54,12 @@ def train(settings: Settings, run: Path) -> None:
         devices=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
         num_nodes=ranks // int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
         plugins=[PlainCheckpoints()],
-        callbacks=[Logging(tracker, loader), Validation(tracker, store), Checkpoints(run, plan.digest()), Stopping(run)],
+        callbacks=[
+            Logging(tracker, loader),
+            Validation(tracker, store),
+            Checkpoints(run, plan.digest()),
+            Stopping(run),
+        ],
         limit_val_batches=0,
         **QUIET,
     )
@@ -88,7 +95,9 @@ def intensity_of(store: Store, cases: tuple[str, ...]) -> Intensity:
     samples = store.manifest.loc[list(cases), "foreground_hu"]
     hu = np.concatenate([np.asarray(sample, np.float32) for sample in samples])
     if not len(hu):
-        raise UserError(f"store {store.path}: no annotated voxel in any of the {len(cases)} training cases; nothing to learn")
+        raise UserError(
+            f"store {store.path}: no annotated voxel in any of the {len(cases)} training cases; nothing to learn"
+        )
     return Intensity.of(hu)
 
 
@@ -133,7 +142,16 @@ def launch(settings: Settings, name: str) -> int:
     plan_of(store, settings)
     run = prepare_run(settings, name, store.digest)
     ranks = settings.train.ranks
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m", "pants_dist.train", str(run)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={ranks}",
+        "-m",
+        "pants_dist.train",
+        str(run),
+    ]
     threads = max(1, cluster.usable_cores() // ranks)
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
     if settings.loader.kind == "local":
@@ -157,12 +175,19 @@ def prepare_run(settings: Settings, name: str, store_digest: str) -> Path:
     path = run / "config.yaml"
     if path.is_file():
         before = config.load(path, [])
-        changed = [(key, old, new) for key, old, new in config.difference(before, settings) if key != "train.steps" or new < old]
+        changed = [
+            (key, old, new)
+            for key, old, new in config.difference(before, settings)
+            if key != "train.steps" or new < old
+        ]
         if changed:
             key, old, new = changed[0]
-            raise UserError(f"run {run}: {key} was {old} and is now {new}; use the same settings, or another --run-name")
+            raise UserError(
+                f"run {run}: {key} was {old} and is now {new}; use the same settings, or another --run-name"
+            )
     run.mkdir(parents=True, exist_ok=True)
-    header = f"# pants-dist {__version__}, store digest {store_digest}\n# start again: pants-dist train --config {path} --run-name {name}\n"
+    header = f"# pants-dist {__version__}, store digest {store_digest}\n"
+    header += f"# start again: pants-dist train --config {path} --run-name {name}\n"
     write_atomically(path, header + config.dump(settings))
     return run
 

@@ -16,7 +16,10 @@ PALETTE = [0, 1 << LIVER, 1 << PANCREAS, 1 << PANCREAS | 1 << LESION]
 def make_store(folder: Path, cases: int = 6, centers: int = 3, edge: int = 36, seed: int = 0) -> Path:
     """A store of `cases` cases of about edge^3 voxels: liver, pancreas and (in every second case) a lesion in it."""
     (folder / "cases").mkdir(parents=True)
-    rows = [write_small_case(folder, number, f"Center {'ABCDEFGH'[number % centers]}", edge, seed) for number in range(cases)]
+    rows = [
+        write_small_case(folder, number, f"Center {'ABCDEFGH'[number % centers]}", edge, seed)
+        for number in range(cases)
+    ]
     write_manifest(folder, rows)
     return folder
 
@@ -35,7 +38,8 @@ def write_small_case(folder: Path, number: int, center: str, edge: int, seed: in
     case = f"PanTS_{number + 1:08d}"
     present = {"liver": codes == 1, "pancreas": codes >= 2, "pancreatic_lesion": codes == 3}
     record = {name: None for name in RECORD.names} | {
-        "case": case, "dataset": "PanTS", "official_split": "train", "center": center, "center_kind": "single", "metadata": "{}",
+        "case": case, "dataset": "PanTS", "official_split": "train", "center": center, "center_kind": "single",
+        "metadata": "{}",
         "spacing_mm_zyx": [2.0, 1.0, 1.0], "palette": [hex(mask) for mask in PALETTE], "structures": list(PANTS),
         "annotated": list(PANTS), "voxels": json.dumps({name: int(mask.sum()) for name, mask in present.items()}),
         "foreground_hu": rng.choice(image[codes > 0], 256).astype(float).tolist(), "sources": "[]", "notes": [],

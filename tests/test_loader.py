@@ -26,7 +26,9 @@ def plan_for(store: Store, batch: int = 4) -> Plan:
 
 
 def loader(store: Store, kind: str, start: int = 0, stop: int = 6, rank: int = 0, ranks: int = 1) -> Loader:
-    return Loader(plan_for(store), make_source(kind, Reader(store, SIZE), 2, 4), rank, ranks, start, stop, micro_batch=2)
+    return Loader(
+        plan_for(store), make_source(kind, Reader(store, SIZE), 2, 4), rank, ranks, start, stop, micro_batch=2
+    )
 
 
 def digests(items) -> list[str]:

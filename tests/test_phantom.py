@@ -34,11 +34,11 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def image(cohort: Path, case: str) -> nib.Nifti1Image:
-    return nib.load(cohort / "ImageTr" / case / "ct.nii.gz")
+    return nib.Nifti1Image.from_filename(cohort / "ImageTr" / case / "ct.nii.gz")
 
 
 def label(cohort: Path, case: str, name: str) -> nib.Nifti1Image:
-    return nib.load(cohort / "LabelTr" / case / "segmentations" / f"{name}.nii.gz")
+    return nib.Nifti1Image.from_filename(cohort / "LabelTr" / case / "segmentations" / f"{name}.nii.gz")
 
 
 def voxels(cohort: Path, case: str, name: str) -> np.ndarray:

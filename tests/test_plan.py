@@ -59,7 +59,10 @@ def test_a_plan_without_cases_is_refused() -> None:
 
 
 def sample(**changes) -> Sample:
-    return Sample(**{"index": 0, "case": "c", "structure": None, "draw": 0, "uniform_zyx": (0.0, 0.5, 0.999), "augment_seed": 0} | changes)
+    return Sample(
+        **{"index": 0, "case": "c", "structure": None, "draw": 0, "uniform_zyx": (0.0, 0.5, 0.999), "augment_seed": 0}
+        | changes
+    )
 
 
 def test_a_patch_is_centred_on_its_voxel_and_stays_inside() -> None:

@@ -27,7 +27,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
         codes = (rng.integers(0, 300, shape) * (rng.random(shape) < 0.3)).astype(np.uint16 if number == 0 else np.uint8)
         record = {name: None for name in RECORD.names} | {"case": f"c{number}", "spacing_mm_zyx": [1.0, 1.0, 1.0]}
         record |= {"palette": ["0x0", "0x1", "0x2", "0x3"], "structures": ["a", "b"]}
-        rows.append(write_case(folder / "cases" / f"c{number}.ozx", record, image, codes, {"a": np.argwhere(codes)[:9]}))
+        rows.append(
+            write_case(folder / "cases" / f"c{number}.ozx", record, image, codes, {"a": np.argwhere(codes)[:9]})
+        )
     write_manifest(folder, rows)
     return open_store(folder)
 
@@ -144,7 +146,8 @@ def test_lookup_turns_codes_into_masks(tmp_path: Path) -> None:
     assert lesion[codes[tuple(coordinates.T)]].all()
 
 
-READ = "import sys, pickle; s = pickle.load(sys.stdin.buffer); print(int(s.read_patch(s.cases[0], (0, 0, 0), (9, 9, 9))[0].sum()))"
+READ = """import sys, pickle; s = pickle.load(sys.stdin.buffer)
+print(int(s.read_patch(s.cases[0], (0, 0, 0), (9, 9, 9))[0].sum()))"""
 
 
 @pytest.mark.timeout(60)

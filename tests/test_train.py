@@ -14,7 +14,16 @@ from pants_dist.errors import UserError
 from pants_dist.tracking import read_metrics, read_summary
 
 pytestmark = pytest.mark.timeout(300)
-SMALL = ["--data.patch_zyx", "[16, 32, 32]", "--model.channels", "[4, 8, 16]", "--tracking.wandb", "off", "--train.log_every", "1"]
+SMALL = [
+    "--data.patch_zyx",
+    "[16, 32, 32]",
+    "--model.channels",
+    "[4, 8, 16]",
+    "--tracking.wandb",
+    "off",
+    "--train.log_every",
+    "1",
+]
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +32,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(store: Path, runs: Path, steps: int, *more: str) -> config.Settings:
-    return config.load("debug", ["--data.store", str(store), "--runs", str(runs), "--train.steps", str(steps), *SMALL, *more])
+    return config.load(
+        "debug", ["--data.store", str(store), "--runs", str(runs), "--train.steps", str(steps), *SMALL, *more]
+    )
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -71,7 +82,11 @@ def test_a_run_leaves_what_the_design_promises(uninterrupted: Path) -> None:
     assert {"val/dsc", "val_ood/dsc/liver", "val/center/Center C/dsc"} <= set(rows[11])
     assert read_summary(uninterrupted)["state"] == "finished" and read_summary(uninterrupted)["step"] == STEPS
     assert config.load(uninterrupted / "config.yaml", []).train.steps == STEPS
-    for name in ("checkpoints/best.ckpt", "validation/step=000012/cases.parquet", "validation/step=000024/centers.parquet"):
+    for name in (
+        "checkpoints/best.ckpt",
+        "validation/step=000012/cases.parquet",
+        "validation/step=000024/centers.parquet",
+    ):
         assert (uninterrupted / name).is_file()
 
 
@@ -88,7 +103,9 @@ def test_a_stop_and_a_resume_change_nothing(store: Path, tmp_path: Path, uninter
     assert 0 < read_summary(tmp_path / "again")["step"] < STEPS
     assert train.launch(wanted, "again") == 0
     assert losses(tmp_path / "again") == losses(uninterrupted)
-    assert all(torch.equal(tensor, weights(uninterrupted)[name]) for name, tensor in weights(tmp_path / "again").items())
+    assert all(
+        torch.equal(tensor, weights(uninterrupted)[name]) for name, tensor in weights(tmp_path / "again").items()
+    )
 
 
 def test_a_killed_run_leaves_no_process_and_goes_on(store: Path, tmp_path: Path, uninterrupted: Path) -> None:
@@ -141,13 +158,19 @@ def test_a_center_that_does_not_exist_is_refused(store: Path, tmp_path: Path) ->
 def test_holding_out_every_center_leaves_nothing(store: Path, tmp_path: Path) -> None:
     """No cases left after a split is one line."""
     with pytest.raises(UserError, match="no cases to train on"):
-        train.launch(settings(store, tmp_path, 1, "--data.held_out_centers", '["Center A", "Center B", "Center C"]'), "x")
+        train.launch(
+            settings(store, tmp_path, 1, "--data.held_out_centers", '["Center A", "Center B", "Center C"]'), "x"
+        )
 
 
 def test_metrics_are_read_without_gap_or_double(tmp_path: Path) -> None:
     """Steps that a resumed attempt did again count once, and a line that a kill tore is passed over."""
     lines = [{"step": step, "attempt": 1, "train/loss": 1.0} for step in (1, 2, 3)]
     lines += [{"step": step, "attempt": 2, "train/loss": 2.0} for step in (2, 3, 4)]
-    text = "\n".join(json.dumps(line) for line in lines[:3]) + '\n{"step": 4, "att\n' + "\n".join(json.dumps(line) for line in lines[3:])
+    text = (
+        "\n".join(json.dumps(line) for line in lines[:3])
+        + '\n{"step": 4, "att\n'
+        + "\n".join(json.dumps(line) for line in lines[3:])
+    )
     (tmp_path / "metrics.jsonl").write_text(text)
     assert losses(tmp_path) == [(1, 1.0), (2, 2.0), (3, 2.0), (4, 2.0)]
