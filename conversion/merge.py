@@ -118,15 +118,10 @@ def _add_loop(
     Voxels are looked at in words of 8 where all 8 are alike, which inside organs they are.
     """
     used, alike = 0, len(code_words) > 0
-    for block in range(first, len(blocks)):
+    for block in range(len(blocks)):
+        if block < first or _is_empty(words, block):
+            continue
         i, stop = block * BLOCK, min(block * BLOCK + BLOCK, len(mask))
-        if stop - i == BLOCK:
-            line = words[i >> 3 : stop >> 3]
-            anything = line[0]
-            for n in range(BLOCK // WORD):
-                anything |= line[n]
-            if anything == 0:
-                continue
         before, after, run, found = -1, -1, 0, 0
         while i < stop:
             if i & 7 == 0 and i + WORD <= stop:
@@ -170,6 +165,16 @@ def _add_loop(
     return _DONE, len(blocks), used
 
 
+def _is_empty_loop(words: np.ndarray, block: int) -> bool:
+    """Whether a whole block of a mask is 0; False for what is left over behind the last whole block."""
+    if block * (BLOCK // WORD) + BLOCK // WORD > len(words):
+        return False
+    anything = np.uint64(0)
+    for word in range(block * (BLOCK // WORD), block * (BLOCK // WORD) + BLOCK // WORD):
+        anything |= words[word]
+    return bool(anything == 0)
+
+
 def _renumber_loop(
     codes: np.ndarray, code_words: np.ndarray, out: np.ndarray, renumbered: np.ndarray, blocks: np.ndarray
 ) -> None:
@@ -177,23 +182,24 @@ def _renumber_loop(
     step = WORD // codes.itemsize
     for word in range((len(codes) + step - 1) // step):
         if word >= len(code_words) or code_words[word] != 0:
+            found = 0
             for i in range(word * step, min(word * step + step, len(codes))):
                 if codes[i] != 0:
                     out[i] = renumbered[codes[i]]
-                    blocks[i >> 9] += 1
+                    found += 1
+            blocks[word * step >> 9] += found
 
 
 def _locate_loop(volume: np.ndarray, ends: np.ndarray, ranks: np.ndarray) -> np.ndarray:
     positions = np.empty(len(ranks), np.int64)
-    block = 0
+    block, i, passed = 0, 0, 0  # `passed` non-zero voxels lie before i
     for n in range(len(ranks)):
         while ends[block] <= ranks[n]:
+            passed = ends[block]
             block += 1
-        left = ranks[n] - (ends[block - 1] if block else 0)
-        i = block * BLOCK
-        while left > 0 or volume[i] == 0:
-            if volume[i] != 0:
-                left -= 1
+            i = block * BLOCK
+        while volume[i] == 0 or passed < ranks[n]:
+            passed += volume[i] != 0
             i += 1
         positions[n] = i
     return positions
@@ -259,6 +265,7 @@ def _compiled(loop: Callable, plain: Callable) -> Any:
         return njit(nogil=True)(loop)
 
 
+_is_empty = _compiled(_is_empty_loop, _is_empty_loop)
 _add = _compiled(_add_loop, _add_plain)
 _renumber = _compiled(_renumber_loop, _renumber_plain)
 _locate = _compiled(_locate_loop, _locate_plain)

@@ -38,14 +38,18 @@ class Digests(dict[Path, tuple[int, str]]):
 
 @dataclass(frozen=True)
 class Labels:
-    """A case's masks, merged: `codes` in index order, flat; `palette` bitmasks by code, `voxels` by code."""
+    """A case's masks, merged. Volumes and positions are flat, in the index order of the files.
+
+    `palette` has the bitmask of each code, `voxels` how many carry it, `blocks` the non-empty voxels in each block of
+    `codes`, `positions` the voxels of a structure that were drawn.
+    """
 
     structures: tuple[str, ...]
     codes: np.ndarray
     palette: list[int]
     voxels: list[int]
     blocks: np.ndarray
-    coordinates: Mapping[str, np.ndarray]
+    positions: Mapping[str, np.ndarray]
 
     def count(self, name: str) -> int:
         """Voxels of one structure."""
@@ -73,10 +77,7 @@ def convert_case(source: Source, cases: Path) -> dict[str, Any]:
         record,
         nifti.canonical(volume.array_ijk, volume.affine),
         nifti.canonical(codes, volume.affine),
-        {
-            name: nifti.canonical_indices(where, codes.shape, volume.affine)
-            for name, where in labels.coordinates.items()
-        },
+        _coordinates_zyx(volume, labels.positions),
     )
     return row | {"source_mtimes_ns": json.dumps(mtimes)}
 
@@ -103,7 +104,7 @@ def merge_masks(source: Source, image: Volume, digests: Digests) -> Labels:
     structures = bit_order(set(source.masks))
     combinations = Combinations(image.array_ijk.size)
     scratch = Scratch()
-    coordinates = {}
+    positions = {}
     for bit, name in enumerate(structures):
         if name not in source.masks:
             continue
@@ -116,8 +117,8 @@ def merge_masks(source: Source, image: Volume, digests: Digests) -> Labels:
         except TooManyValues as error:
             raise BadImage(f"a mask with more than two values, {_some_values(mask)}", path.name) from error
         if blocks.any():
-            coordinates[name] = np.stack(np.unravel_index(_draw(source.case, name, mask, blocks, shape), shape, "F"), 1)
-    return Labels(structures, *combinations.palette(), coordinates)
+            positions[name] = _draw(source.case, name, mask, blocks, shape)
+    return Labels(structures, *combinations.palette(), positions)
 
 
 def binary(volume: Volume, shape_ijk: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -153,7 +154,8 @@ def _draw(case: str, structure: str, mask: np.ndarray, blocks: np.ndarray, shape
     if structure == LESION and total > COORDINATES:
         chosen = _one_a_component(case, mask.reshape(shape_ijk, order="F"))
     wanted = max(COORDINATES - len(chosen), 0)
-    return np.union1d(locate(mask, blocks, _strata(f"{case}/{structure}", total, wanted)), chosen)
+    drawn = locate(mask, blocks, _strata(f"{case}/{structure}", total, wanted))
+    return np.union1d(drawn, chosen) if len(chosen) else drawn
 
 
 def _strata(key: str, total: int, wanted: int) -> np.ndarray:
@@ -194,6 +196,15 @@ def _bounding_box(mask_ijk: np.ndarray) -> tuple[tuple[int, ...], np.ndarray]:
         corner.insert(0, int(inside[0]))
         box = box[tuple(slice(inside[0], inside[-1] + 1) if a == axis else slice(None) for a in range(3))]
     return tuple(corner), box
+
+
+def _coordinates_zyx(image: Volume, positions: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Flat positions as (n, 3) coordinates z, y, x in the store's order."""
+    together = np.concatenate([np.zeros(0, np.int64), *positions.values()])
+    indices_ijk = np.stack(np.unravel_index(together, image.array_ijk.shape, "F"), axis=1)
+    zyx = nifti.canonical_indices(indices_ijk, image.array_ijk.shape, image.affine)
+    ends = np.cumsum([len(where) for where in positions.values()], dtype=np.int64)
+    return {name: zyx[end - len(positions[name]) : end] for name, end in zip(positions, ends, strict=True)}
 
 
 def _record(source: Source, image: Volume, labels: Labels) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +70,13 @@ def write_case(
     payloads = {
         DATA_KEYS["image"]: shard.encode(image_zyx, AIR_HU, *_codec("image")),
         DATA_KEYS["codes"]: shard.encode(codes_zyx, 0, *_codec("codes")),
-        DATA_KEYS["foreground"]: coordinates.tobytes(),
+        DATA_KEYS["foreground"]: (part for part in [coordinates.tobytes()] if part),
     }
+    sizes = {DATA_KEYS["image"]: image_zyx.nbytes, DATA_KEYS["codes"]: codes_zyx.nbytes}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            _write_zip(file, documents, {key: data for key, data in payloads.items() if data})
+        with open(temporary, "wb", buffering=1 << 20) as file:
+            _write_zip(file, documents, payloads, sizes)
             file.flush()
             os.fsync(file.fileno())
         row = row_of(temporary)
@@ -87,16 +88,25 @@ def write_case(
 
 
 def _codec(array: str) -> tuple[str, int]:
-    return ("lz4", 5) if array == "image" else ("lz4hc", 5)
+    return ("lz4", 5) if array == "image" else ("lz4hc", 3)
 
 
-def _write_zip(file: Any, documents: Mapping[str, dict], payloads: Mapping[str, bytes]) -> None:
+def _write_zip(
+    file: Any, documents: Mapping[str, dict], payloads: Mapping[str, Iterator[bytes]], sizes: Mapping[str, int]
+) -> None:
+    """Documents first, then each payload that has any piece; `sizes` are upper bounds in bytes, for the header's kind."""
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         archive.comment = json.dumps(ZIP_COMMENT).encode()
         for key in sorted(documents, key=lambda key: (key.count("/"), key)):
             archive.writestr(zipfile.ZipInfo(key), json.dumps(documents[key], sort_keys=True))
-        for key, data in payloads.items():
-            archive.writestr(zipfile.ZipInfo(key), data)
+        for key, pieces in payloads.items():
+            if (first := next(pieces, None)) is None:
+                continue
+            info = zipfile.ZipInfo(key)
+            info.file_size = sizes.get(key, len(first))
+            with archive.open(info, "w") as member:
+                member.write(first)
+                member.writelines(pieces)
 
 
 def _documents(
@@ -148,7 +158,7 @@ def _sharded(array: np.ndarray, fill: int, kind: str) -> dict:
         "typesize": array.dtype.itemsize,
         "cname": cname,
         "clevel": level,
-        "shuffle": "bitshuffle",
+        "shuffle": shard.shuffle_of(array.dtype),
         "blocksize": 0,
     }
     sharding = {

@@ -170,13 +170,27 @@ def evaluate(given: Given) -> int:
     from pants_dist.progress import shown
 
     with shown("evaluate") as tell:
-        score_run(given.run, (given.split,) if given.split else None, on_case=tell)
+        rows = score_run(given.run, (given.split,) if given.split else None, on_case=tell)
+    _print_centers(rows)
     return ends(0, "open", given.run / "evaluation" / "report.html")
 
 
 def report(given: Given) -> int:
-    """Tables and figures again, from a run or from results of other people's."""
-    raise NotImplementedError
+    """Table and report.html again, from a run's rows or from a table of other people's."""
+    from pants_dist.results import report_results
+
+    _print_centers(report_results(given.results, given.out))
+    return ends(0, "open", given.out / "report.html")
+
+
+def _print_centers(rows: Any) -> None:
+    from rich.console import Console
+
+    from pants_dist.report import center_table, print_table
+    from pants_dist.results import structures_of
+
+    structures = structures_of(rows)
+    print_table(center_table(rows, structures), structures, Console())
 
 
 def ends(code: int, after: str, *paths: Path | str, to: Any = None) -> int:
@@ -260,9 +274,7 @@ def _add_data_verbs(add: Callable[[Callable[[Given], int]], Parser]) -> None:
 def _add_run_verbs(add: Callable[[Callable[[Given], int]], Parser]) -> None:
     verb = add(demo)
     verb.add_argument("--data", metavar="DIR", type=Path, help="a folder in PanTS's layout (default: a phantom cohort)")
-    verb.add_argument(
-        "--out", metavar="DIR", type=Path, default=Path("demo"), help="folder for it all (default %(default)s)"
-    )
+    verb.add_argument("--out", metavar="DIR", type=Path, default=Path("demo"), help="folder for it all (default %(default)s)")
     verb = add(train)
     verb.add_argument("--config", metavar="FILE", required=True, help="settings as YAML, or the name of a shipped file")
     verb.add_argument("--run-name", metavar="NAME", help="name of the run (default: that of FILE without its ending)")
@@ -271,6 +283,11 @@ def _add_run_verbs(add: Callable[[Callable[[Given], int]], Parser]) -> None:
     verb = add(evaluate)
     verb.add_argument("run", metavar="RUN", type=Path, help="folder of the run")
     verb.add_argument("--split", metavar="NAME", help="train, val_seen, held_out or test (default: the middle two)")
+    verb = add(report)
+    verb.add_argument("results", metavar="RESULTS", type=Path, nargs="+", help="run folders, or tables of rows (parquet, CSV)")
+    verb.add_argument(
+        "--out", metavar="DIR", type=Path, default=Path("report"), help="folder for report.html (default %(default)s)"
+    )
 
 
 def _add_settings(verb: Parser) -> None:
@@ -317,9 +334,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except OSError as error:
         if not error.filename:
             raise
-        return _says(
-            f"pants-dist: {error.filename}: {error.strerror}; use a path that is there and open to you", BAD_INPUT
-        )
+        return _says(f"pants-dist: {error.filename}: {error.strerror}; use a path that is there and open to you", BAD_INPUT)
 
 
 def _says(line: str, code: int) -> int:

@@ -118,7 +118,8 @@ def _say_next(console: Console, store: Store, run: Path, page: Path) -> None:
         f"\nNext: open {quoted['page']} in a browser, then try\n"
         f"  pants-dist info {quoted['store']}\n"
         f"  pants-dist evaluate {quoted['run']} --split train\n"
-        f"  pants-dist train --config {quoted['run']}/config.yaml --run-name longer --train.steps 1000\n"
+        f"  pants-dist train --config {quoted['run']}/config.yaml --run-name longer --train.steps 1200\n"
         "  pants-dist demo --data /path/to/PanTS --out demo-real",
         highlight=False,
+        soft_wrap=True,
     )

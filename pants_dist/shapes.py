@@ -186,8 +186,9 @@ class Tube:
         thin = radius_mm * np.array(self.stretch)
         thick = np.maximum(thin, LEAST_HALF_VOXELS * grid.spacing_mm_xyz)
         part = grid.box(ends_mm.min(axis=0) - thick - margin_mm, ends_mm.max(axis=0) + thick + margin_mm)
+        solidity = float(np.sqrt(np.prod(thin / thick)))
         if any(side.start >= side.stop for side in part):
-            return 1.0
+            return solidity
         start, step = ends_mm[0] / thick, (ends_mm[1] - ends_mm[0]) / thick
         offsets = [
             at / np.float32(t) - np.float32(s) for at, t, s in zip(grid.coordinates(part), thick, start, strict=True)
@@ -198,7 +199,7 @@ class Tube:
         nearer = distance < depth[inner]
         depth[inner][nearer] = distance[nearer]
         where[inner][nearer] = along + t[nearer] / self.steps
-        return float(np.sqrt(np.prod(thin / thick)))
+        return solidity
 
 
 Shape = Ellipsoid | Tube

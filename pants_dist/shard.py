@@ -20,7 +20,7 @@ CHUNK_ZYX = (CHUNK, CHUNK, CHUNK)
 MISSING = np.uint64(2**64 - 1)
 CHECKSUM = 4  # bytes of crc32c behind each chunk and behind the index
 MERGE_GAP = 64 * 1024  # chunks closer than this on disk are fetched with one read
-BITSHUFFLE = 2
+SHUFFLES = {"noshuffle": 0, "bitshuffle": 2}  # blosc's numbers
 blosc.use_threads = False  # parallelism is over processes; a second pool in each would oversubscribe
 
 Fetch = Callable[[int, int], bytes]  # (offset in the shard, bytes) -> those bytes, or an error
@@ -45,21 +45,30 @@ def checksum(data: bytes) -> bytes:
     return int(google_crc32c.value(data)).to_bytes(CHECKSUM, "little")
 
 
-def encode(array_zyx: np.ndarray, fill: int, cname: str, level: int) -> bytes:
-    """The shard of an array (z, y, x) of any strides; empty bytes where every voxel is `fill`."""
+def shuffle_of(dtype: np.dtype) -> str:
+    """How blosc orders a chunk's bits. Single bytes stay in place: that decodes three times as fast, and is as small."""
+    return "noshuffle" if dtype.itemsize == 1 else "bitshuffle"
+
+
+def encode(array_zyx: np.ndarray, fill: int, cname: str, level: int) -> Iterator[bytes]:
+    """The shard of an array (z, y, x) of any strides, piece by piece; no piece where every voxel is `fill`.
+
+    Pieces are to be written as they come: keeping them costs more time than compressing does.
+    """
     index = np.full((*grid_of(array_zyx.shape), 2), MISSING, "<u8")
-    parts, offset = [], 0
+    shuffle, offset = SHUFFLES[shuffle_of(array_zyx.dtype)], 0
     for position, chunk in _chunks(array_zyx, fill):
         if chunk[0, 0, 0] == fill and (chunk == fill).all():
             continue
-        frame = bytes(blosc.compress(chunk, cname.encode(), level, BITSHUFFLE, 0))
+        frame = bytes(blosc.compress(chunk, cname.encode(), level, shuffle, 0))
         index[position] = offset, len(frame) + CHECKSUM
-        parts += [frame, checksum(frame)]
         offset += len(frame) + CHECKSUM
-    if not parts:
-        return b""
-    table = index.tobytes()
-    return b"".join([*parts, table, checksum(table)])
+        yield frame
+        yield checksum(frame)
+    if offset:
+        table = index.tobytes()
+        yield table
+        yield checksum(table)
 
 
 def _chunks(array_zyx: np.ndarray, fill: int) -> Iterator[tuple[tuple[int, int, int], np.ndarray]]:

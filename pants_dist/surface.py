@@ -35,14 +35,17 @@ class Surfaces:
 
 def bounding_box(mask_zyx: np.ndarray) -> Box | None:
     """Smallest box of slices that holds every True voxel of a (z, y, x) mask; None where there is none."""
-    box: list[slice] = []
-    for axis in range(3):
-        others = tuple(n for n in range(3) if n != axis)
-        hits = np.flatnonzero(mask_zyx[tuple(box)].any(axis=others))
-        if not hits.size:
-            return None
-        box.append(slice(int(hits[0]), int(hits[-1]) + 1))
-    return box[0], box[1], box[2]
+    deep = _extent(mask_zyx.any(axis=(1, 2)))
+    if deep is None:
+        return None
+    shadow_yx = mask_zyx[deep].any(axis=0)
+    high, wide = _extent(shadow_yx.any(axis=1)), _extent(shadow_yx.any(axis=0))
+    return (deep, high, wide) if high and wide else None
+
+
+def _extent(line: np.ndarray) -> slice | None:
+    hits = np.flatnonzero(line)
+    return slice(int(hits[0]), int(hits[-1]) + 1) if hits.size else None
 
 
 def joint_box(first: Box | None, second: Box | None) -> Box | None:
@@ -156,7 +159,7 @@ def nearest_mm(points: np.ndarray, targets: np.ndarray, grid: tuple[int, ...], s
 def _look_around(
     points: np.ndarray, targets: np.ndarray, grid: tuple[int, ...], spacing: np.ndarray, distances: np.ndarray
 ) -> np.ndarray:
-    """Fill in `distances` of points that have a target among their nearest places; returns the indices of the others."""
+    """Fill in `distances` of points that have a target among their nearest places; returns indices of the others."""
     steps, distances_mm = _nearest_places(float(spacing[0]), float(spacing[1]), float(spacing[2]))
     margin = np.abs(steps).max(axis=0)
     padded = tuple(int(n + 2 * m) for n, m in zip(grid, margin, strict=True))

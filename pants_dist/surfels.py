@@ -1,8 +1,8 @@
 """Areas of marching-cubes patches by neighbor code: the weights of surface distances.
 
-A neighbor code has one bit for each voxel of a 2 x 2 x 2 neighborhood: bit n is CORNERS[n], axes z y x. The patch is what
-separates the voxels inside from those outside within the box that the eight voxel centers span, through the middles of
-its edges. The table follows from three choices, and then equals that of DeepMind's surface-distance: a code and its
+A neighbor code has one bit for each voxel of a 2 x 2 x 2 neighborhood: bit n is CORNERS[n], axes z y x. The patch is
+what separates the voxels inside from those outside within the box that the eight voxel centers span, through the middles
+of its edges. The table follows from three choices, and then equals that of DeepMind's surface-distance: a code and its
 complement have the same patch; voxels that touch only across a face's diagonal are apart where they are the fewer; and
 polygons that are not flat are cut into the triangles of largest area.
 """

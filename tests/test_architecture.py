@@ -1,14 +1,17 @@
 """Imports point down one list, and a heavy dependency has one owner: read from the source, nothing is run."""
 
 import ast
+import re
+import sys
+import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 ORDER = [  # a module imports only from those that stand after it
-    "__main__", "cli", "demo", "doctor", "submit", "dashboard", "info", "train", "callbacks", "evaluate", "report",
+    "__main__", "cli", "demo", "doctor", "submit", "dashboard", "info", "train", "callbacks", "evaluate", "results", "report",
     "phantom", "scanner", "anatomy", "shapes", "conversion", "loader", "cluster", "store", "casefile", "shard", "plan",
-    "cohort", "pictures", "stats", "metrics", "surface", "model", "augment", "progress", "tracking", "cases", "config",
+    "cohort", "pictures", "figures", "stats", "metrics", "surface", "surfels", "model", "augment", "progress", "tracking", "cases", "config",
     "settings", "structures", "errors",
 ]  # fmt: skip
 OWNERS = {
@@ -94,6 +97,19 @@ def test_no_drawers() -> None:
     """A file without a subject has no name."""
     drawers = {"utils", "util", "common", "base", "core", "helpers", "misc", "registry"}
     assert not [name for name in modules() if drawers & set(name.split("."))]
+
+
+IMPORTED_AS = {"connected-components-3d": "cc3d", "PyYAML": "yaml", "scikit-learn": "sklearn", "Jinja2": "jinja2"}
+NOT_IMPORTED = {"deflate"}  # conversion/gz.py calls the library that this package carries
+
+
+def test_dependencies_are_exactly_what_is_imported() -> None:
+    """pyproject.toml names every package that the code imports, and no other: `pip install .` alone is enough."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {re.split("[^A-Za-z0-9_-]", requirement)[0] for requirement in project["dependencies"]} - NOT_IMPORTED
+    imported = {name.partition(".")[0] for source in modules().values() for name in imports(source)}
+    others = imported - sys.stdlib_module_names - {"pants_dist", "conversion"}
+    assert {IMPORTED_AS.get(name, name.replace("-", "_")) for name in declared} == others
 
 
 BAD = {

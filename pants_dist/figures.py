@@ -1,0 +1,107 @@
+"""The report's figures, drawn with matplotlib, as SVG that stands inside the page. Seen is blue, held-out orange."""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+SEEN, HELD_OUT, INK = "#2f6fe0", "#d9730d", "#7d8590"  # INK is read on white and on black
+FEW_CASES = 5  # a center with fewer is drawn hollow
+STYLE = {"svg.fonttype": "path", "svg.hashsalt": "pants-dist", "font.size": 9, "axes.spines.top": False,
+         "axes.spines.right": False, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK,
+         "xtick.color": INK, "ytick.color": INK}  # fmt: skip
+
+
+def svgs(rows: pd.DataFrame, centers: pd.DataFrame, structures: Sequence[str]) -> list[tuple[str, str, str]]:
+    """(title, caption, SVG text) of each figure."""
+    scored = next((name for name in structures if centers[f"dsc/{name}"].notna().any()), structures[0])
+    with rc_context(STYLE):
+        return [
+            (f"Dice of {scored} by center", "Mean of each center with its 95 % interval where there are 5 cases or more; "
+             "dots are cases. Hollow: fewer than 5 cases.", _svg(dot_plot(rows, centers, scored))),
+            ("Seen and held-out, by structure", "Mean over centers; the number is the gap in Dice points.",
+             _svg(gap_plot(centers, structures))),
+            ("Low score or small center?", f"Dice of {scored} against cases in the center; the lines hold 95 % and 99.8 % of "
+             "centers that differ by chance alone.", _svg(funnel_plot(rows, centers, scored))),
+        ]  # fmt: skip
+
+
+def dot_plot(rows: pd.DataFrame, centers: pd.DataFrame, structure: str) -> Figure:
+    """Centers from best to worst, each with its interval and its cases."""
+    column = f"dsc/{structure}"
+    ordered = centers.sort_values(column, ascending=False, na_position="last")
+    figure = Figure(figsize=(8.4, 3.4), layout="constrained")
+    axes = figure.add_subplot()
+    for place, center in enumerate(ordered.to_dict("records")):
+        color = SEEN if center["seen"] else HELD_OUT
+        values = rows.loc[(rows["center"] == center["center"]) & (rows["seen"] == center["seen"]), column]
+        axes.plot(np.full(len(values), place), values, ".", color=color, alpha=0.25, markersize=5)
+        if center[f"{column}/low"] == center[f"{column}/low"]:
+            axes.plot([place, place], [center[f"{column}/low"], center[f"{column}/high"]], color=color, linewidth=1.4)
+        axes.plot(place, center[column], "o", color=color, markersize=6, **_hollow(center["n"]))
+    labels = [f"{name if len(name) < 26 else name[:24] + '…'} ({n})" for name, n in zip(ordered["center"], ordered["n"], strict=True)]
+    axes.set_xticks(range(len(ordered)), labels, rotation=30 if len(ordered) < 30 else 90, ha="right")
+    axes.set_ylabel(f"Dice, {structure}")
+    axes.set_ylim(-0.02, 1.02)
+    return figure
+
+
+def _hollow(cases: int) -> dict[str, str]:
+    return {"markerfacecolor": "none"} if cases < FEW_CASES else {}
+
+
+def gap_plot(centers: pd.DataFrame, structures: Sequence[str]) -> Figure:
+    """Mean Dice over seen and over held-out centers, a line a structure."""
+    figure = Figure(figsize=(4.1, 2.8), layout="constrained")
+    axes = figure.add_subplot()
+    for place, name in enumerate(reversed(list(structures))):
+        means = [centers.loc[centers["seen"] == seen, f"dsc/{name}"].mean() for seen in (True, False)]
+        axes.plot(means, [place, place], color=INK, alpha=0.4, linewidth=3, zorder=1)
+        for mean, color in zip(means, (SEEN, HELD_OUT), strict=True):
+            axes.plot(mean, place, "o", color=color, zorder=2)
+        if not np.isnan(means).any():
+            axes.text(1.04, place, f"{100 * (means[0] - means[1]):+.1f}", va="center", fontweight="bold")
+    axes.set_yticks(range(len(structures)), list(reversed(list(structures))))
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_ylim(-0.6, len(structures) - 0.4)
+    axes.set_xlabel("Dice")
+    _legend(axes)
+    return figure
+
+
+def funnel_plot(rows: pd.DataFrame, centers: pd.DataFrame, structure: str) -> Figure:
+    """Center means against n, with the limits that chance alone would give around the mean of all cases."""
+    column = f"dsc/{structure}"
+    figure = Figure(figsize=(4.1, 2.8), layout="constrained")
+    axes = figure.add_subplot()
+    values = rows[column].dropna()
+    if len(values) > 2:
+        n = np.geomspace(1, max(centers["n"].max(), 2) * 1.2, 100)
+        axes.axhline(values.mean(), color=INK, linewidth=1)
+        for deviations, dashes in ((1.96, "--"), (3.09, ":")):
+            for sign in (-1, 1):
+                limit = values.mean() + sign * deviations * values.std() / np.sqrt(n)
+                axes.plot(n, np.clip(limit, 0, 1), dashes, color=INK, linewidth=0.8)
+    for center in centers.to_dict("records"):
+        axes.plot(center["n"], center[column], "o", color=SEEN if center["seen"] else HELD_OUT, **_hollow(center["n"]))
+    axes.set_xscale("log")
+    axes.set_xlabel("cases in the center")
+    axes.set_ylabel("Dice")
+    axes.set_ylim(-0.02, 1.02)
+    return figure
+
+
+def _legend(axes: Axes) -> None:
+    for color, text in ((SEEN, "seen"), (HELD_OUT, "held-out")):
+        axes.plot([], [], "o", color=color, label=text)
+    axes.legend(frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0), labelcolor=INK)
+
+
+def _svg(figure: Figure) -> str:
+    text = io.StringIO()
+    figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    return text.getvalue()[text.getvalue().index("<svg") :]
