@@ -42,7 +42,5 @@ def case_volumes(path: Path, row: dict[str, Any]) -> tuple[np.ndarray, np.ndarra
 def inside_of(row: dict[str, Any]) -> dict[str, np.ndarray]:
     """Structure -> uint8 by code, 1 where the code's combination has it: of all that were annotated or have a voxel."""
     palette = [int(mask, 16) for mask in row["palette"]]
-    tables = {
-        name: np.array([mask >> bit & 1 for mask in palette], np.uint8) for bit, name in enumerate(row["structures"])
-    }
+    tables = {name: np.array([mask >> bit & 1 for mask in palette], np.uint8) for bit, name in enumerate(row["structures"])}
     return {name: table for name, table in tables.items() if name in row["annotated"] or table.any()}

@@ -34,9 +34,7 @@ class _Worker:
     job: Any = None
 
 
-def run_jobs(
-    function: Callable[[Any], Any], jobs: Iterable[Any], workers: int
-) -> Generator[tuple[Any, Any], None, None]:
+def run_jobs(function: Callable[[Any], Any], jobs: Iterable[Any], workers: int) -> Generator[tuple[Any, Any], None, None]:
     """Yield (job, function(job)) as they are done, in any order; (job, Died) where the job's worker died.
 
     `function` must be importable and should not raise. The workers end with the generator, and with this process.

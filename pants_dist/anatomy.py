@@ -269,7 +269,7 @@ def _pancreas(patient: Patient, rng: np.random.Generator) -> Iterator[Part]:
 
 def _lesion(middle_mm: np.ndarray, rng: np.random.Generator) -> list[Ellipsoid]:
     """An irregular lump: three ellipsoids that overlap."""
-    radius = rng.uniform(9, 19)
+    radius = rng.uniform(11, 22)
     blobs = []
     for share in (1.0, 0.75, 0.75):
         x, y, z = (middle_mm + rng.normal(0, 0.35 * radius * (share < 1), 3)).tolist()

@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 SEEN, HELD_OUT, INK = "#2f6fe0", "#d9730d", "#7d8590"  # INK is read on white and on black
 FEW_CASES = 5  # a center with fewer is drawn hollow
@@ -89,6 +90,8 @@ def funnel_plot(rows: pd.DataFrame, centers: pd.DataFrame, structure: str) -> Fi
     for center in centers.to_dict("records"):
         axes.plot(center["n"], center[column], "o", color=SEEN if center["seen"] else HELD_OUT, **_hollow(center["n"]))
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("cases in the center")
     axes.set_ylabel("Dice")
     axes.set_ylim(-0.02, 1.02)

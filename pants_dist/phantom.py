@@ -174,7 +174,7 @@ def plan_centers(cohort: Cohort) -> list[Center]:
     for n, (noise, offset, plane, depth, grain, blur, year) in enumerate(zip(*spread, strict=True)):
         scanner = Scanner(
             offset_hu=-12 + 24 * offset,
-            noise_hu=6 + 12 * noise,
+            noise_hu=6 + 10 * noise,
             grain_voxels_xyz=(0.45 + 0.55 * grain, 0.45 + 0.55 * grain, 0.2 + 0.3 * grain),
             blur_voxels=0.35 + 0.25 * blur,
         )

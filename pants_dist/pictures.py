@@ -8,6 +8,8 @@ from matplotlib.figure import Figure
 
 REFERENCE_COLOR, PREDICTION_COLOR = "#1fd1a5", "#ff8a1f"
 SOFT_TISSUE_HU = (-160, 240)
+BODY_HU = -400  # skin and fat are denser, air and lung are not
+WIDTH, CAPTION = 4.0, 0.35  # inches
 
 
 def slice_to_show(reference: Mapping[str, np.ndarray], prediction: Mapping[str, np.ndarray]) -> int:
@@ -37,19 +39,32 @@ def draw_case(
     Shown as on a reading station: anterior up, the patient's right on the left, pixels in their true proportions.
     """
     z = slice_to_show(reference, prediction)
+    body = body_of(image_zyx[z])
     _, rows_mm, columns_mm = spacing_mm_zyx
-    height, width = image_zyx.shape[1] * rows_mm, image_zyx.shape[2] * columns_mm
-    figure = Figure(figsize=(4, 4 * height / width + 0.35), dpi=110, facecolor="black")
-    axes = figure.add_axes((0, 0, 1, (4 * height / width) / (4 * height / width + 0.35)))
-    axes.imshow(as_seen(image_zyx[z]), cmap="gray", vmin=window_hu[0], vmax=window_hu[1], aspect=rows_mm / columns_mm)
+    plane = as_seen(image_zyx[z][body])
+    height = WIDTH * plane.shape[0] * rows_mm / (plane.shape[1] * columns_mm)
+    figure = Figure(figsize=(WIDTH, height + CAPTION), dpi=110, facecolor="black")
+    axes = figure.add_axes((0, 0, 1, height / (height + CAPTION)))
+    axes.imshow(plane, cmap="gray", vmin=window_hu[0], vmax=window_hu[1], aspect=rows_mm / columns_mm)
     for masks, color in ((reference, REFERENCE_COLOR), (prediction, PREDICTION_COLOR)):
         for mask in masks.values():
-            if mask[z].any():
-                axes.contour(as_seen(mask[z]).astype(float), [0.5], colors=[color], linewidths=1.2)
+            outline = as_seen(mask[z][body])
+            if outline.any() and min(outline.shape) > 1:
+                axes.contour(outline.astype(float), [0.5], colors=[color], linewidths=1.2)
     axes.axis("off")
-    figure.text(0.02, 0.985, title, color="white", fontsize=8, va="top")
-    figure.text(0.98, 0.01, f"slice {z}", color="#aaaaaa", fontsize=7, ha="right")
+    figure.text(0.02, 0.985, title, color="white", fontsize=9, va="top")
+    figure.text(0.98, 0.01, f"slice {z}", color="#aaaaaa", fontsize=8, ha="right")
     figure.savefig(path, facecolor="black")
+
+
+def body_of(plane_yx: np.ndarray) -> tuple[slice, slice]:
+    """The part of an axial plane (y, x) in HU that holds the patient, with a small margin; all of it if it holds none."""
+    inside = plane_yx > BODY_HU
+    if not inside.any():
+        return slice(None), slice(None)
+    spans = [np.flatnonzero(inside.any(axis=axis)) for axis in (1, 0)]
+    rows, columns = (slice(max(span[0] - 2, 0), span[-1] + 3) for span in spans)
+    return rows, columns
 
 
 def as_seen(plane_yx: np.ndarray) -> np.ndarray:

@@ -91,7 +91,7 @@ def print_table(centers: pd.DataFrame, structures: Sequence[str], console: "Cons
 
     names = shown_structures(structures)
     table = Table(title="Dice by center (95 % t-interval from 5 cases on)", title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("center", no_wrap=True, max_width=34)
+    table.add_column("center", overflow="fold", max_width=34)
     table.add_column("", no_wrap=True)
     for heading in ("n", *(SHORT.get(name, name) for name in names), "sens.", "spec."):
         table.add_column(heading, justify="right", no_wrap=True)

@@ -40,7 +40,7 @@ TISSUES_HU: dict[str, tuple[float, tuple[float, float, float, float]]] = {
     "urine": (8, (10, 0, 0, 380)),
     "bladder urine": (6, (2, 0, 0, 40)),
     "pancreas": (42, (58, 72, 0, 34)),
-    "lesion": (12, (24, 22, 0, 16)),
+    "lesion": (4, (24, 22, 0, 14)),
     "duct": (8, (2, 2, 0, 2)),
     "bile": (8, (0, 0, 0, 0)),
     "adrenal": (35, (35, 40, 0, 25)),

@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 from scipy.interpolate import CubicSpline
 
-LEAST_HALF_VOXELS = 0.6  # a shape thinner than the grid is drawn this thick, so that it does not fall between voxels
+LEAST_HALF_VOXELS = 0.72  # a shape thinner than the grid is drawn this thick, so that it does not fall between voxels
 ROUNDING = 9  # edges where an ellipsoid is cut off: the higher the sharper
 WAVELENGTHS_MM = (360.0, 150.0, 62.0)
 AMPLITUDES_MM = (6.0, 3.0, 1.3)
@@ -46,7 +46,7 @@ class Bend:
 
 @dataclass(frozen=True)
 class Grid:
-    """Voxel centres along x, y and z in mm, ascending, and the bend that is laid over them (None: straight)."""
+    """Voxel centers along x, y and z in mm, ascending, and the bend that is laid over them (None: straight)."""
 
     axes_mm: tuple[np.ndarray, np.ndarray, np.ndarray]
     bend: Bend | None

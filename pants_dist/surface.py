@@ -10,6 +10,7 @@ from functools import cache
 from itertools import product
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.spatial import KDTree
 
 from pants_dist.surfels import surfel_areas
@@ -38,12 +39,12 @@ def bounding_box(mask_zyx: np.ndarray) -> Box | None:
     deep = _extent(mask_zyx.any(axis=(1, 2)))
     if deep is None:
         return None
-    shadow_yx = mask_zyx[deep].any(axis=0)
+    shadow_yx = np.asarray(mask_zyx[deep].any(axis=0))
     high, wide = _extent(shadow_yx.any(axis=1)), _extent(shadow_yx.any(axis=0))
     return (deep, high, wide) if high and wide else None
 
 
-def _extent(line: np.ndarray) -> slice | None:
+def _extent(line: ArrayLike) -> slice | None:
     hits = np.flatnonzero(line)
     return slice(int(hits[0]), int(hits[-1]) + 1) if hits.size else None
 

@@ -195,9 +195,7 @@ REASONS = {  # by the number that make_bad_cases.py gives each fault
 def test_every_fault_is_quarantined_and_stops_nothing(pants: Path, tmp_path: Path) -> None:
     """Each kind of broken case is refused in words, with its path; the rest converts; mended cases convert later."""
     root = Path(shutil.copytree(pants, tmp_path / "PanTS"))
-    subprocess.run(
-        [sys.executable, need(SHARED / "tools" / "make_bad_cases.py"), root], check=True, capture_output=True
-    )
+    subprocess.run([sys.executable, need(SHARED / "tools" / "make_bad_cases.py"), root], check=True, capture_output=True)
     folder = tmp_path / "store"
     summary = convert([root], folder, workers=2)
     assert summary.exit_code == 1 and len(summary.converted) == 5

@@ -49,7 +49,7 @@ def stored(source: Source, folder: Path) -> dict[str, Any]:
     mask_dtype=st.sampled_from(["u1", "i1", "i2", "f4"]), density=st.sampled_from([0.0, 0.02, 0.5, 1.0]),
     own=st.sampled_from([0, 3, 100]),
 )  # fmt: skip
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_export_gives_back_every_voxel(
     tmp_path_factory: pytest.TempPathFactory, shape: tuple, seed: int, order: list, signs: tuple, dtype: str,
     scaling: tuple, mask_dtype: str, density: float, own: int,
@@ -72,9 +72,7 @@ def test_export_gives_back_every_voxel(
     assert np.array_equal(before.array_ijk, after.array_ijk)
     assert np.array_equal(before.affine, after.affine)
     assert (before.dtype, before.slope, before.inter) == (after.dtype, after.slope, after.inter)
-    assert sorted(path.name for path in (root / "out" / "segmentations").iterdir()) == sorted(
-        f"{n}.nii.gz" for n in names
-    )
+    assert sorted(path.name for path in (root / "out" / "segmentations").iterdir()) == sorted(f"{n}.nii.gz" for n in names)
     for name in names:
         mask = nifti.read(root / "out" / "segmentations" / f"{name}.nii.gz").array_ijk
         assert mask.dtype == np.uint8 and np.array_equal(mask, masks[name] > 0.5), name
@@ -103,9 +101,7 @@ def test_compiled_loops_equal_numpy(seed: int, voxels: int, structures: int, coa
     on = np.arange(256) > 0
     edges = np.sort(rng.integers(0, voxels + 1, (structures, 2)), axis=1)
     results = []
-    masks = [
-        ((np.arange(voxels) >= a) & (np.arange(voxels) < b)) if coarse else rng.random(voxels) < 0.1 for a, b in edges
-    ]
+    masks = [((np.arange(voxels) >= a) & (np.arange(voxels) < b)) if coarse else rng.random(voxels) < 0.1 for a, b in edges]
     compiled = merge._add, merge._renumber, merge._locate
     for loops in (compiled, (merge._add_plain, merge._renumber_plain, merge._locate_plain)):
         merge._add, merge._renumber, merge._locate = loops
