@@ -118,7 +118,7 @@ def _number(value: float) -> str:
 
 def _with_interval(row: dict[str, Any], column: str) -> str:
     low, high = row[f"{column}/low"], row[f"{column}/high"]
-    return _number(row[column]) + (f" ({low:.2f}-{high:.2f})" if low == low else "")
+    return _number(row[column]) + (f" {low:.2f}-{high:.2f}" if low == low else "")
 
 
 def _shares(row: dict[str, Any]) -> list[str]:
