@@ -29,6 +29,7 @@ TRUNK_MM = np.array(
 WALL_MM_XY = (12.0, 20.0)  # muscle around the cavity, at the side and (mean of) front and back
 WALL_BACK_MM = 15.0  # by how much the wall is thicker at the back than in front
 FAT_MM_XY = (22.0, 14.0)  # fat under the skin at a `fat` of 1
+CYSTS = 0.4  # the share of lesions that hold fluid and are easily seen
 VERTEBRA_MM = 36.0  # from one vertebra to the next
 
 HEAD, BODY, TAIL = PANCREAS_PARTS[1], PANCREAS_PARTS[0], PANCREAS_PARTS[2]
@@ -257,14 +258,14 @@ def _pancreas(patient: Patient, rng: np.random.Generator) -> Iterator[Part]:
     gland = Tube(right + left, (12, 15.5, 14.5, 9.5, 11, 11.5, 12, 9), stretch=(1, 1, 1.1)).varied(rng, 2.5, 0.1)
     yield Part((PANCREAS,), gland, _solid("pancreas"), gap_mm=2.5, sections=SECTIONS)
     middle = float(rng.uniform(0.6, 2.2) if rng.random() < 0.6 else rng.uniform(3.4, 6.2))
-    blobs = _lesion(gland.at(middle), rng)
+    blobs, kind = _lesion(gland.at(middle), rng), "cyst" if rng.random() < CYSTS else "tumor"
     section = next(name for limit, name in SECTIONS if middle < limit)
     if patient.lesion:  # the gland bulges around most of the lesion
         yield from (Part((PANCREAS, section), _grown(blob, 0.97), _solid("pancreas")) for blob in blobs)
     yield from _ducts(gland, middle if patient.lesion else None, rng)
     yield from _visceral_vessels(rng)
     if patient.lesion:
-        yield from (Part((LESION,), blob, _solid("lesion"), keeps=GLAND | {"pancreatic_duct"}) for blob in blobs)
+        yield from (Part((LESION,), blob, _solid(kind), keeps=GLAND | {"pancreatic_duct"}) for blob in blobs)
 
 
 def _lesion(middle_mm: np.ndarray, rng: np.random.Generator) -> list[Ellipsoid]:

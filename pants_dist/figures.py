@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 SEEN, HELD_OUT, INK = "#2f6fe0", "#d9730d", "#7d8590"  # INK is read on white and on black
 FEW_CASES = 5  # a center with fewer is drawn hollow
-STYLE = {"svg.fonttype": "path", "svg.hashsalt": "pants-dist", "font.size": 9, "axes.spines.top": False,
+STYLE: Any = {"svg.fonttype": "path", "svg.hashsalt": "pants-dist", "font.size": 9, "axes.spines.top": False,
          "axes.spines.right": False, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK,
          "xtick.color": INK, "ytick.color": INK}  # fmt: skip
 
@@ -44,14 +45,16 @@ def dot_plot(rows: pd.DataFrame, centers: pd.DataFrame, structure: str) -> Figur
         if center[f"{column}/low"] == center[f"{column}/low"]:
             axes.plot([place, place], [center[f"{column}/low"], center[f"{column}/high"]], color=color, linewidth=1.4)
         axes.plot(place, center[column], "o", color=color, markersize=6, **_hollow(center["n"]))
-    labels = [f"{name if len(name) < 26 else name[:24] + '…'} ({n})" for name, n in zip(ordered["center"], ordered["n"], strict=True)]
+    labels = [
+        f"{name if len(name) < 26 else name[:24] + '…'} ({n})" for name, n in zip(ordered["center"], ordered["n"], strict=True)
+    ]
     axes.set_xticks(range(len(ordered)), labels, rotation=30 if len(ordered) < 30 else 90, ha="right")
     axes.set_ylabel(f"Dice, {structure}")
     axes.set_ylim(-0.02, 1.02)
     return figure
 
 
-def _hollow(cases: int) -> dict[str, str]:
+def _hollow(cases: int) -> dict[str, Any]:
     return {"markerfacecolor": "none"} if cases < FEW_CASES else {}
 
 

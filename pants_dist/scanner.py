@@ -40,7 +40,8 @@ TISSUES_HU: dict[str, tuple[float, tuple[float, float, float, float]]] = {
     "urine": (8, (10, 0, 0, 380)),
     "bladder urine": (6, (2, 0, 0, 40)),
     "pancreas": (42, (58, 72, 0, 34)),
-    "lesion": (4, (24, 22, 0, 14)),
+    "tumor": (4, (24, 22, 0, 14)),
+    "cyst": (6, (2, 2, 0, 2)),
     "duct": (8, (2, 2, 0, 2)),
     "bile": (8, (0, 0, 0, 0)),
     "adrenal": (35, (35, 40, 0, 25)),
@@ -139,7 +140,7 @@ class Picture:
         )
         section = int(self.bits[nearest]) & int(_bits(GLAND - {PANCREAS})) or int(BIT[SECTIONS[0][1]])
         self.bits[nearest] = int(BIT[LESION] | BIT[PANCREAS]) | section
-        self.hu[nearest] = self.tissue_hu["lesion"]
+        self.hu[nearest] = self.tissue_hu["tumor"]
 
 
 def scan(

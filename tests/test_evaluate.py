@@ -82,7 +82,8 @@ def test_the_validation_sample_is_fixed_and_spread_over_centers(run: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "split, message", [("tset", "unknown; the splits are train, val_seen"), ("test", "has no case in it; it has cases in train")]
+    "split, message",
+    [("tset", "unknown; the splits are train, val_seen"), ("test", "has no case in it; it has cases in train")],
 )
 def test_a_split_without_cases_is_refused(run: Path, split: str, message: str) -> None:
     """An unknown split, and one that is empty, are named with those that would do."""
@@ -95,7 +96,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no config.yaml"):
         evaluate(tmp_path)
     (tmp_path / "config.yaml").write_text("data: {store: s}\n")
-    with pytest.raises(UserError, match="no checkpoint yet; run \"pants-dist train"):
+    with pytest.raises(UserError, match='no checkpoint yet; run "pants-dist train'):
         evaluate(tmp_path)
 
 
@@ -103,5 +104,7 @@ def test_windows_cover_cases_smaller_than_a_patch(run: Path) -> None:
     """A case shorter than the patch is predicted on its own grid."""
     settings, checkpoint = open_run(run)
     with torch.no_grad():
-        logits = predict(load_model(checkpoint, settings, open_store(settings.data.store)), np.zeros((5, 40, 20), np.int16), settings)
+        logits = predict(
+            load_model(checkpoint, settings, open_store(settings.data.store)), np.zeros((5, 40, 20), np.int16), settings
+        )
     assert logits.shape == (3, 5, 40, 20)

@@ -1,0 +1,256 @@
+"""Intervals, rates and tests of one quantity at a time. Pure functions; values that are None or NaN are left out.
+
+An interval is returned with its estimate and the n behind it; what cannot be computed is NaN, never a guess.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+NAN = float("nan")
+FEWEST = 5  # values below which no interval is given
+
+
+class Estimate(NamedTuple):
+    """A number with its interval (NaN where there is none) and how many values it rests on."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def known(values: Iterable[Any]) -> np.ndarray:
+    """The values as floats, without None and NaN."""
+    found = as_floats(values)
+    return found[~np.isnan(found)]
+
+
+def as_floats(values: Iterable[Any]) -> np.ndarray:
+    """The values as floats, None and pandas' NA as NaN."""
+    return np.array([NAN if value is None or value != value else float(value) for value in _plain(values)], np.float64)
+
+
+def _plain(values: Iterable[Any]) -> Iterable[Any]:
+    """pandas' NA compares to nothing, so nullable columns become objects with None first."""
+    if hasattr(values, "astype") and hasattr(values, "where"):
+        return values.astype(object).where(values.notna(), None)  # type: ignore[attr-defined]
+    return values
+
+
+def critical(level: float, degrees: float) -> float:
+    """Two-sided critical value of Student's t."""
+    return float(stats.t.ppf((1 + level) / 2, degrees))
+
+
+def t_interval(
+    values: Iterable[Any],
+    clusters: Sequence[Any] | None = None,
+    fewest: int = FEWEST,
+    level: float = 0.95,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+) -> Estimate:
+    """Mean with Student's t-interval (Student 1908), cut off at `bounds`; NaN limits below `fewest` values or clusters.
+
+    With `clusters` (a label each, as of suspected patients) the variance is that of a ratio estimator over clusters,
+    C / (C - 1) sum of squared cluster residuals / n^2 with C - 1 degrees of freedom (Cochran, Sampling Techniques 1977,
+    9A.2), which is the plain t-interval where each cluster has one value.
+    """
+    found = as_floats(values)
+    keep = ~np.isnan(found)
+    found = found[keep]
+    labels = np.arange(found.size) if clusters is None else np.unique(np.asarray(clusters)[keep], return_inverse=True)[1]
+    mean = float(found.mean()) if found.size else NAN
+    residuals = np.bincount(labels, weights=found - mean) if found.size else np.zeros(0)
+    if residuals.size < max(fewest, 2):
+        return Estimate(mean, NAN, NAN, int(found.size))
+    count = residuals.size
+    error = math.sqrt(count / (count - 1) * float((residuals**2).sum())) / found.size
+    half = critical(level, count - 1) * error
+    return Estimate(mean, max(mean - half, bounds[0]), min(mean + half, bounds[1]), int(found.size))
+
+
+def wilson(successes: float, n: float, level: float = 0.95) -> Estimate:
+    """Proportion with Wilson's score interval (Wilson, J Am Stat Assoc 1927;22:209); all NaN where n is 0."""
+    if not n:
+        return Estimate(NAN, NAN, NAN, 0)
+    share, z = successes / n, float(stats.norm.ppf((1 + level) / 2))
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return Estimate(share, max(middle - half, 0.0), min(middle + half, 1.0), round(n))
+
+
+def clustered_wilson(hits: Iterable[Any], clusters: Sequence[Any], level: float = 0.95) -> Estimate:
+    """Proportion of true values with Wilson's interval at the effective sample size of clustered cases.
+
+    n_eff = p (1 - p) / variance, the variance over clusters as in `t_interval`, never above n (Korn & Graubard, Survey
+    Methodology 1998;24:193; with Wilson: Franco et al., J Surv Stat Methodol 2019;7:334). Where all agree, n_eff is the
+    number of clusters.
+    """
+    found = as_floats(hits)
+    keep = ~np.isnan(found)
+    found = found[keep]
+    if not found.size:
+        return wilson(0, 0, level)
+    labels = np.unique(np.asarray(clusters)[keep], return_inverse=True)[1]
+    share, count = float(found.mean()), int(labels.max()) + 1
+    effective: float = count
+    if 0 < share < 1 and count > 1:
+        squares = float((np.bincount(labels, weights=found - share) ** 2).sum())
+        variance = count / (count - 1) * squares / found.size**2
+        effective = min(share * (1 - share) / variance, found.size) if variance else count
+    return wilson(share * effective, effective, level)._replace(n=int(found.size))
+
+
+def sensitivity_specificity(
+    present: Iterable[Any], predicted: Iterable[Any], clusters: Sequence[Any] | None = None, level: float = 0.95
+) -> tuple[Estimate, Estimate]:
+    """Share of positives that are predicted, and of negatives that are not, with Wilson's intervals.
+
+    Cases whose truth is None or NaN are left out. A prediction that is None is a failure and counts against the system
+    on both sides: a miss where the lesion is present, a false alarm where it is not (intention to diagnose: Schuetz et
+    al., BMJ 2012;345:e6717).
+    """
+    truth, found = as_floats(present), as_floats(predicted)
+    right = np.where(np.isnan(found), 0.0, found == truth)
+    parts = []
+    for side in (truth == 1, truth == 0):
+        if clusters is None:
+            parts.append(wilson(float(right[side].sum()), int(side.sum()), level))
+        else:
+            parts.append(clustered_wilson(right[side], np.asarray(clusters)[side], level))
+    return parts[0], parts[1]
+
+
+def predictive_values(
+    true_positives: int, positives: int, true_negatives: int, negatives: int, prevalence: float, level: float = 0.95
+) -> tuple[Estimate, Estimate]:
+    """PPV and NPV at a stated prevalence, with logit intervals by the delta method.
+
+    Mercaldo, Lau & Zhou, Stat Med 2007;26:2170. Where sensitivity or specificity is 0 or 1 the limits use their adjusted
+    counts (z^2 / 2 added to each cell), the estimates the raw ones.
+    """
+    z = float(stats.norm.ppf((1 + level) / 2))
+    if not positives or not negatives:
+        return (Estimate(NAN, NAN, NAN, positives + negatives),) * 2
+    raw = (true_positives, positives, true_negatives, negatives)
+    extreme = true_positives in (0, positives) or true_negatives in (0, negatives)
+    counts = (raw[0] + z**2 / 2, raw[1] + z**2, raw[2] + z**2 / 2, raw[3] + z**2) if extreme else raw
+    odds = prevalence / (1 - prevalence)
+    sensitivity, specificity = counts[0] / counts[1], counts[2] / counts[3]
+    logits = (
+        math.log(sensitivity * odds / (1 - specificity)),
+        math.log(specificity / ((1 - sensitivity) * odds)),
+    )
+    errors = (
+        math.sqrt((1 - sensitivity) / counts[0] + specificity / (counts[3] - counts[2])),
+        math.sqrt(sensitivity / (counts[1] - counts[0]) + (1 - specificity) / counts[2]),
+    )
+    found = []
+    for value, logit, error in zip(_predictive(raw, prevalence), logits, errors, strict=True):
+        low, high = (1 / (1 + math.exp(-(logit + way * z * error))) for way in (-1, 1))
+        found.append(Estimate(value, low, high, positives + negatives))
+    return found[0], found[1]
+
+
+def _predictive(counts: tuple[int, int, int, int], prevalence: float) -> tuple[float, float]:
+    sensitivity, specificity = counts[0] / counts[1], counts[2] / counts[3]
+    hits, alarms = sensitivity * prevalence, (1 - specificity) * (1 - prevalence)
+    clears, misses = specificity * (1 - prevalence), (1 - sensitivity) * prevalence
+    return (hits / (hits + alarms) if hits + alarms else NAN, clears / (clears + misses) if clears + misses else NAN)
+
+
+def holm(p_values: Iterable[float]) -> np.ndarray:
+    """Family-wise adjusted p values, in the given order (Holm, Scand J Stat 1979;6:65). NaN stays NaN, uncounted."""
+    return _adjusted(p_values, lambda ordered: np.maximum.accumulate(ordered * np.arange(ordered.size, 0, -1)))
+
+
+def benjamini_hochberg(p_values: Iterable[float]) -> np.ndarray:
+    """Adjusted p values of the false discovery rate, in the given order (J R Stat Soc B 1995;57:289). NaN stays NaN."""
+    return _adjusted(
+        p_values,
+        lambda ordered: np.minimum.accumulate((ordered * ordered.size / np.arange(1, ordered.size + 1))[::-1])[::-1],
+    )
+
+
+def _adjusted(p_values: Iterable[float], of_ordered: Any) -> np.ndarray:
+    found = as_floats(p_values)
+    adjusted = np.full(found.size, NAN)
+    order = np.argsort(found, kind="stable")[: int((~np.isnan(found)).sum())]  # NaN sorts last
+    adjusted[order] = np.minimum(of_ordered(found[order]), 1.0)
+    return adjusted
+
+
+class McNemar(NamedTuple):
+    """Discordant pairs, and the exact two-sided p value that both kinds are equally likely."""
+
+    only_first: int
+    only_second: int
+    p: float
+
+
+def mcnemar(first: Iterable[Any], second: Iterable[Any]) -> McNemar:
+    """Exact McNemar test of two paired binary outcomes, as hits of two models on the same positives.
+
+    McNemar, Psychometrika 1947;12:153; exact by the binomial distribution of discordant pairs. Pairs with a None or NaN
+    are left out; p is 1 without discordant pairs.
+    """
+    one, two = as_floats(first), as_floats(second)
+    whole = ~np.isnan(one) & ~np.isnan(two)
+    only_first = int((whole & (one == 1) & (two == 0)).sum())
+    only_second = int((whole & (one == 0) & (two == 1)).sum())
+    discordant = only_first + only_second
+    p = float(stats.binomtest(only_first, discordant, 0.5).pvalue) if discordant else 1.0
+    return McNemar(only_first, only_second, p)
+
+
+def brier(present: Iterable[Any], probabilities: Iterable[Any]) -> float:
+    """Mean squared difference of probability and truth (Brier, Mon Weather Rev 1950;78:1); NaN without cases."""
+    truth, chance = as_floats(present), as_floats(probabilities)
+    squares = (chance - truth) ** 2
+    squares = squares[~np.isnan(squares)]
+    return float(squares.mean()) if squares.size else NAN
+
+
+class Calibration(NamedTuple):
+    """Intercept with the slope held at 1 (0 is right), slope (1 is right), each with its interval."""
+
+    intercept: Estimate
+    slope: Estimate
+
+
+def calibration(present: Iterable[Any], logits: Iterable[Any], level: float = 0.95) -> Calibration:
+    """Logistic recalibration of logits: calibration in the large, and the slope of a model with its own intercept.
+
+    Cox, Biometrika 1958;45:562; Van Calster et al., J Clin Epidemiol 2016;74:167 (weak calibration). Wald intervals. NaN
+    where one class is missing or the classes are separated, so that no maximum exists.
+    """
+    truth, score = as_floats(present), as_floats(logits)
+    whole = ~np.isnan(truth) & np.isfinite(score)
+    truth, score = truth[whole], score[whole]
+    ones = np.ones((truth.size, 1))
+    large = _logistic(ones, truth, score, level)
+    both = _logistic(np.column_stack([ones, score]), truth, np.zeros_like(score), level)
+    return Calibration(large[0], both[1])
+
+
+def _logistic(design: np.ndarray, truth: np.ndarray, offset: np.ndarray, level: float) -> list[Estimate]:
+    """Maximum-likelihood coefficients by Newton's method, with Wald intervals; NaN where there is no maximum."""
+    nothing = [Estimate(NAN, NAN, NAN, int(truth.size))] * design.shape[1]
+    if not truth.size or truth.min() == truth.max():
+        return nothing
+    beta = np.zeros(design.shape[1])
+    for _ in range(100):
+        chance = 1 / (1 + np.exp(-np.clip(design @ beta + offset, -500, 500)))
+        information = design.T @ (design * (chance * (1 - chance))[:, None])
+        if np.linalg.cond(information) > 1e12:
+            return nothing
+        step = np.linalg.solve(information, design.T @ (truth - chance))
+        beta = beta + step * min(1.0, 5 / max(float(np.abs(step).max()), 1e-300))
+        if np.abs(step).max() < 1e-10:
+            half = stats.norm.ppf((1 + level) / 2) * np.sqrt(np.diag(np.linalg.inv(information)))
+            return [Estimate(float(b), float(b - h), float(b + h), int(truth.size)) for b, h in zip(beta, half, strict=True)]
+    return nothing
