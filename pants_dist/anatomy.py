@@ -139,7 +139,7 @@ def _bowel(rng: np.random.Generator) -> Iterator[Part]:
     for middle, reach, loops in (((-18, 40, -72), (80, 34, 54), 7), ((0, 22, -165), (78, 44, 40), 6)):
         for _ in range(loops):  # small bowel, which PanTS does not label, and vessels of its mesentery
             coil = np.array(middle) + rng.uniform(-1, 1, (7, 3)) * reach
-            yield Part((), Tube(points_of(coil), (11,) * 7), _hollow("wall", "gut", 0.75), gap_mm=2)
+            yield Part((), Tube(points_of(coil), (11,) * 7, steps=3), _hollow("wall", "gut", 0.75), gap_mm=2)
             twig = np.linspace((8, 16, -40), coil[0], 4) + rng.normal(0, 7, (4, 3))
             yield Part((), Tube(points_of(twig), (2.4, 2, 1.6, 1.2)), _solid("portal vein"))
     points = (
@@ -224,7 +224,7 @@ def _ribs(sign: int) -> Iterator[Tube]:
         z = top - 115 * (angle / np.pi) ** 0.8
         half_x, half_y, middle = trunk_half_mm(z, 1.0)["cavity"]
         x, y = (half_x + 5) * np.sin(angle), middle - (half_y + 5) * np.cos(angle)
-        yield Tube(points_of(np.stack([sign * x, y, z], axis=1)), (4.5,) * len(z), stretch=(1, 1, 1.25), steps=2)
+        yield Tube(points_of(np.stack([sign * x, y, z], axis=1)), (4.5,) * len(z), stretch=(1, 1, 1.25), steps=1)
 
 
 def _spine() -> Iterator[tuple[Shape, tuple[tuple[float, str], ...]]]:

@@ -98,8 +98,8 @@ def gathered(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 class Checkpoints(L.Callback):
     """Saves last.ckpt every `train.checkpoint_minutes`, and at the end; marks it with the plan that it belongs to."""
 
-    def __init__(self, run: Path, plan_digest: str) -> None:
-        self.path, self.plan_digest = run / "checkpoints" / "last.ckpt", plan_digest
+    def __init__(self, path: Path, plan_digest: str) -> None:
+        self.path, self.plan_digest = path, plan_digest
         self.saved_at, self.saved_step = time.monotonic(), -1
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:

@@ -51,9 +51,9 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return [by_step[step] for step in sorted(by_step)]
 
 
-def refuse(run: Path, error: str) -> None:
-    """Leave word in summary.json why a rank would not go on, for the process that started it to tell the user."""
-    write_atomically(run / "summary.json", json.dumps(read_summary(run) | {"state": "refused", "error": error}))
+def mark(run: Path, state: str, error: str | None = None) -> None:
+    """Leave word in summary.json how an attempt ended that could not say so itself, and why."""
+    write_atomically(run / "summary.json", json.dumps(read_summary(run) | {"state": state, "error": error}))
 
 
 class Tracker:
@@ -81,7 +81,7 @@ class Tracker:
             self.wandb.log({"trainer/global_step": step, **metrics})
 
     def state(self, state: str, step: int) -> None:
-        """Replace summary.json: `state` is running, stopped (on request; resumable), finished or failed."""
+        """Replace summary.json: `state` is running, stopped (on request; resumable) or finished."""
         if self.writes:
             row = {"state": state, "step": step, "steps": self.steps, "attempt": self.attempt, "heartbeat": time.time()}
             write_atomically(self.run / "summary.json", json.dumps({**row, "host": self.host, "metrics": self.last}))

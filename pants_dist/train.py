@@ -1,12 +1,13 @@
 """The main path. `launch` prepares a run folder and starts Ray and torchrun; `train` is what each rank then does."""
 
+import contextlib
 import logging
 import os
 import signal
 import subprocess
 import sys
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from pants_dist.loader import Loader, Reader, make_source
 from pants_dist.model import Intensity, Segmenter
 from pants_dist.plan import Plan
 from pants_dist.store import Store, open_store
-from pants_dist.tracking import Tracker, read_summary, refuse, write_atomically
+from pants_dist.tracking import Tracker, mark, read_summary, write_atomically
 
 REQUEUE = 75  # exit code: stopped on request with everything saved; run the same command again (EX_TEMPFAIL)
 
@@ -39,40 +40,41 @@ def train(settings: Settings, run: Path) -> None:
     plan = plan_of(store, settings)
     module = Segmenter(settings, intensity_of(store, plan.cases), store)
 
-    checkpoint = run / "checkpoints" / "last.ckpt"
-    start = resume_step(checkpoint, plan)
-    source = make_source(
-        settings.loader.kind, Reader(store, settings.data.patch_zyx), settings.loader.readers, settings.loader.ahead
-    )
-    loader = Loader(plan, source, rank, ranks, start, settings.train.steps, settings.train.micro_batch)
+    start = resume_step(last_checkpoint(run), plan)
+    loader = loader_of(store, plan, settings, rank, ranks, start)
     tracker = Tracker(run, asdict(settings), settings.train.steps, settings.tracking.wandb, writes=rank == 0)
 
-    trainer = L.Trainer(
-        max_steps=settings.train.steps,
-        strategy=DDPStrategy(process_group_backend="gloo" if not torch.cuda.is_available() else "nccl"),
-        accelerator="auto",
-        devices=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
-        num_nodes=ranks // int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
-        plugins=[PlainCheckpoints()],
-        callbacks=[
-            Logging(tracker, loader),
-            Validation(tracker, store),
-            Checkpoints(run, plan.digest()),
-            Stopping(run),
-        ],
-        limit_val_batches=0,
-        **QUIET,
-    )
+    between_steps = [
+        Logging(tracker, loader), Validation(tracker, store), Checkpoints(last_checkpoint(run), plan.digest()), Stopping(run),
+    ]  # fmt: skip
+    trainer = trainer_of(settings.train.steps, ranks, between_steps)
     tracker.state("running", start)
-    trainer.fit(module, loader, ckpt_path=str(checkpoint) if start else None, weights_only=True)
+    trainer.fit(module, loader, ckpt_path=str(last_checkpoint(run)) if start else None, weights_only=True)
     tracker.state("finished" if trainer.global_step >= settings.train.steps else "stopped", trainer.global_step)
     tracker.close()
 
 
-QUIET: dict[str, Any] = {
-    "logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False,
-    "num_sanity_val_steps": 0, "use_distributed_sampler": False,
-}  # fmt: skip
+def trainer_of(steps: int, ranks: int, callbacks: list[L.Callback]) -> L.Trainer:
+    """Lightning with DDP over the ranks that torchrun started, on GPUs where there are any, and none of its own habits."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return L.Trainer(
+        max_steps=steps, accelerator="auto", devices=here, num_nodes=ranks // here, callbacks=callbacks,
+        strategy=DDPStrategy(process_group_backend="nccl" if torch.cuda.is_available() else "gloo"),
+        plugins=[PlainCheckpoints()], logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0, limit_val_batches=0,
+    )  # fmt: skip
+
+
+def loader_of(store: Store, plan: Plan, settings: Settings, rank: int, ranks: int, start: int) -> Loader:
+    """What this rank reads, from step `start` to the last."""
+    reader = Reader(store, settings.data.patch_zyx)
+    source = make_source(settings.loader.kind, reader, settings.loader.readers, settings.loader.ahead)
+    return Loader(plan, source, rank, ranks, start, settings.train.steps, settings.train.micro_batch)
+
+
+def last_checkpoint(run: Path) -> Path:
+    """Where a run's newest checkpoint lies, once there is one."""
+    return run / "checkpoints" / "last.ckpt"
 
 
 def plan_of(store: Store, settings: Settings) -> Plan:
@@ -139,27 +141,24 @@ def launch(settings: Settings, name: str) -> int:
     """
     config.check(settings)
     store = open_store(settings.data.store)
-    plan_of(store, settings)
+    settings = replace(settings, data=replace(settings.data, store=str(store.path.resolve())))  # found from any folder
+    plan = plan_of(store, settings)
     run = prepare_run(settings, name, store.digest)
+    if resume_step(last_checkpoint(run), plan) >= settings.train.steps:
+        return 0
     ranks = settings.train.ranks
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc-per-node={ranks}",
-        "-m",
-        "pants_dist.train",
-        str(run),
-    ]
-    threads = max(1, cluster.usable_cores() // ranks)
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
-    if settings.loader.kind == "local":
-        code = _run(command, environment, run)
-    else:
-        with cluster.started(settings.loader.readers * ranks, object_store_bytes(settings)) as address:
-            code = _run(command, environment | address, run)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, cluster.usable_cores() // ranks)), "PYTHONUNBUFFERED": "1"}
+    with reading(settings) as address:
+        code = _run([*command, "-m", "pants_dist.train", str(run)], environment | address, run)
     return _outcome(run, code)
+
+
+def reading(settings: Settings) -> contextlib.AbstractContextManager[dict[str, str]]:
+    """Ray for the readers of all ranks, where Ray reads; yields the environment by which ranks find it."""
+    if settings.loader.kind == "local":
+        return contextlib.nullcontext({})
+    return cluster.started(settings.loader.readers * settings.train.ranks, object_store_bytes(settings))
 
 
 def object_store_bytes(settings: Settings) -> int:
@@ -212,7 +211,10 @@ def _outcome(run: Path, code: int) -> int:
     state = read_summary(run).get("state")
     if state == "refused":
         raise UserError(read_summary(run)["error"])
-    return {"finished": 0, "stopped": REQUEUE}.get(state or "", 1) if code == 0 else 1
+    if code or state == "running":
+        mark(run, "failed")
+        return 1
+    return REQUEUE if state == "stopped" else 0
 
 
 def main() -> None:
@@ -225,7 +227,7 @@ def main() -> None:
     try:
         train(config.load(run / "config.yaml", []), run)
     except UserError as error:
-        refuse(run, str(error))
+        mark(run, "refused", str(error))
         raise SystemExit(2) from None
 
 
