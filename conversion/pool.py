@@ -95,11 +95,12 @@ def _cause(exit_code: int | None) -> str:
 
 
 def _dismiss(busy: list[_Worker], idle: list[_Worker]) -> None:
-    for worker in busy:
-        worker.process.terminate()
+    """Let workers end what they are at, so that they leave nothing half written; those that take too long are ended."""
     for worker in busy + idle:
         worker.connection.close()
+    for worker in busy + idle:
         worker.process.join(PATIENCE_SECONDS)
+        worker.process.terminate()
 
 
 def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
