@@ -136,12 +136,12 @@ def write_tables(folder: Path, rows: list[dict[str, Any]], structures: tuple[str
     return cases
 
 
-def load_model(checkpoint: Path, settings: Settings, store: Store) -> Segmenter:
-    """The trained model of a checkpoint, in evaluation mode, on the GPU if there is one."""
+def load_model(checkpoint: Path, settings: Settings, store: Store) -> tuple[Segmenter, int]:
+    """The trained model of a checkpoint, in evaluation mode, on the GPU if there is one; and the step it was saved at."""
     saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
     model = Segmenter(settings, Intensity(**saved["intensity"]), store)
     model.load_state_dict(saved["state_dict"])
-    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), int(saved["global_step"])
 
 
 def evaluate(
@@ -156,13 +156,12 @@ def evaluate(
     store = open_store(settings.data.store)
     assigned, seen = splits_and_seen(store, settings)
     chosen = chosen_splits(assigned, splits)
-    model = load_model(checkpoint, settings, store)
-    work = [(split, case) for split in chosen for case in store.cases if assigned[case] == split]
-    digest, done = file_digest(checkpoint), 0
+    model, step = load_model(checkpoint, settings, store)
+    digest, total, done = file_digest(checkpoint), int(assigned.isin(chosen).sum()), 0
+    facts = facts_of(settings, f"{checkpoint.name}, step {step:,}")
     tables = []
     for split in chosen:
-        folder = run / "evaluation" / split
-        cases = [case for chosen_split, case in work if chosen_split == split]
+        folder, cases = run / "evaluation" / split, [case for case in store.cases if assigned[case] == split]
         rows = Rows(folder, digest)
         for case in cases:
             if case not in rows.known:
@@ -171,11 +170,12 @@ def evaluate(
                 rows.add(scored.row)
             done += 1
             if on_case:
-                on_case(done, len(work), rows.known[case])
+                on_case(done, total, rows.known[case])
         tables.append(write_tables(folder, [rows.known[case] for case in cases], settings.model.structures))
-        write_report(folder, tables[-1], settings, checkpoint, (split,))
+        write_report(folder, tables[-1], settings, facts, [folder / "worst"])
     everything = pd.concat(tables, ignore_index=True)
-    write_report(run / "evaluation", everything, settings, checkpoint, chosen)
+    worst = [run / "evaluation" / split / "worst" for split in chosen]
+    write_report(run / "evaluation", everything, settings, facts, worst)
     return everything
 
 
@@ -271,19 +271,20 @@ def keep_picture(folder: Path, scored: Scored, others: list[dict[str, Any]]) -> 
     draw_case(pick.image_zyx, pick.reference, pick.prediction, pick.spacing_mm_zyx, path, title)
 
 
-def write_report(
-    folder: Path, cases: pd.DataFrame, settings: Settings, checkpoint: Path, splits: tuple[str, ...]
-) -> Path:
-    """report.html of these rows, with the pictures of the worst cases."""
-    saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    facts = {
+def facts_of(settings: Settings, checkpoint: str) -> dict[str, str]:
+    """What the head of a report says of how its rows came about."""
+    return {
         "Store": settings.data.store,
-        "Split": ", ".join(splits),
-        "Checkpoint": f"{checkpoint.name}, step {saved['global_step']:,}",
+        "Checkpoint": checkpoint,
         "Network": f"{settings.model.name}, patch {' x '.join(map(str, settings.data.patch_zyx))}",
         "Code": f"pants-dist {__version__}",
     }
-    ordered = cases.assign(mean=[mean_dice(row) for row in cases.to_dict("records")]).sort_values("mean")
-    roots = [folder / "worst"] + [folder / split / "worst" for split in splits]
-    pictures = [root / f"{case}.png" for case in ordered["case"] for root in roots if (root / f"{case}.png").is_file()]
-    return report.write_report(folder, cases, settings.model.structures, facts, pictures[:WORST])
+
+
+def write_report(folder: Path, cases: pd.DataFrame, settings: Settings, facts: dict[str, str], worst: list[Path]) -> Path:
+    """report.html of these rows in `folder`, with the worst cases' pictures out of the folders `worst`."""
+    ordered = sorted(cases.to_dict("records"), key=mean_dice)
+    found = (root / f"{row['case']}.png" for row in ordered for root in worst)
+    pictures = [path for path in found if path.is_file()][:WORST]
+    splits = ", ".join(dict.fromkeys(cases["split"]))
+    return report.write_report(folder, cases, settings.model.structures, {"Split": splits, **facts}, pictures)

@@ -31,7 +31,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_validation_case_is_scored_once(run: Path) -> None:
     """One row a case of each split, with what the tables need, and the report beside them."""
     table = pd.concat([pd.read_parquet(run / "evaluation" / split / "cases.parquet") for split in ("val_seen", "held_out")])
-    assert sorted(table["case"]) == ["PanTS_00000003", "PanTS_00000004", "PanTS_00000005", "PanTS_00000006"] or len(table) == 4
+    assert sorted(table["case"])[-1] == "PanTS_00000006" and len(table) == 4
     assert table["case"].is_unique and set(table["split"]) == {"val_seen", "held_out"}
     assert (table["seen"] == (table["split"] == "val_seen")).all() and table["dsc/liver"].between(0, 1).all()
     absent = table[~table["lesion_present"].astype(bool)]
@@ -48,7 +48,7 @@ def test_dice_is_that_of_the_masks(run: Path) -> None:
     row = pd.read_parquet(run / "evaluation" / "held_out" / "cases.parquet").iloc[0]
     image, codes = store.read_patch(row["case"], (0, 0, 0), store.shape_zyx(row["case"]))
     with torch.no_grad():
-        predicted = (predict(load_model(checkpoint, settings, store), image, settings)[0] > 0).numpy()
+        predicted = (predict(load_model(checkpoint, settings, store)[0], image, settings)[0] > 0).numpy()
     liver = codes == 1
     assert row["dsc/liver"] == pytest.approx(2 * (predicted & liver).sum() / (predicted.sum() + liver.sum()))
 
@@ -105,6 +105,6 @@ def test_windows_cover_cases_smaller_than_a_patch(run: Path) -> None:
     settings, checkpoint = open_run(run)
     with torch.no_grad():
         logits = predict(
-            load_model(checkpoint, settings, open_store(settings.data.store)), np.zeros((5, 40, 20), np.int16), settings
+            load_model(checkpoint, settings, open_store(settings.data.store))[0], np.zeros((5, 40, 20), np.int16), settings
         )
     assert logits.shape == (3, 5, 40, 20)
