@@ -22,6 +22,7 @@ from pants_dist.callbacks import STOP_REQUEST, Checkpoints, Logging, Stopping, V
 from pants_dist.cases import assign_splits
 from pants_dist.config import Settings
 from pants_dist.errors import UserError
+from pants_dist.evaluate import validation_cases
 from pants_dist.loader import Loader, Reader, make_source
 from pants_dist.model import Intensity, Segmenter
 from pants_dist.plan import Plan
@@ -143,6 +144,11 @@ def launch(settings: Settings, name: str) -> int:
     store = open_store(settings.data.store)
     settings = replace(settings, data=replace(settings.data, store=str(store.path.resolve())))  # found from any folder
     plan = plan_of(store, settings)
+    if settings.validation.every and not validation_cases(store, settings):
+        raise UserError(
+            f"validation.every is {settings.validation.every}, but no case is kept for validation; set it to null, raise "
+            "data.val_fraction, or hold a center out (data.held_out_centers)"
+        )
     run = prepare_run(settings, name, store.digest)
     if resume_step(last_checkpoint(run), plan) >= settings.train.steps:
         return 0

@@ -163,6 +163,12 @@ def test_holding_out_every_center_leaves_nothing(store: Path, tmp_path: Path) ->
         )
 
 
+def test_validation_without_cases_is_refused(store: Path, tmp_path: Path) -> None:
+    """Validating during training needs a case that was kept for it: said before anything starts."""
+    with pytest.raises(UserError, match="no case is kept for validation"):
+        train.launch(settings(store, tmp_path, 1, "--validation.every", "1", "--data.val_fraction", "0"), "x")
+
+
 def test_metrics_are_read_without_gap_or_double(tmp_path: Path) -> None:
     """Steps that a resumed attempt did again count once, and a line that a kill tore is passed over."""
     lines = [{"step": step, "attempt": 1, "train/loss": 1.0} for step in (1, 2, 3)]
