@@ -173,9 +173,7 @@ def _inside(mask: np.ndarray, box: Box | None) -> np.ndarray:
     return mask[:0, :0, :0] if box is None else mask[box]
 
 
-def _score_lesion(
-    reference: np.ndarray | None, prediction: np.ndarray, logits_zyx: np.ndarray | None
-) -> dict[str, Any]:
+def _score_lesion(reference: np.ndarray | None, prediction: np.ndarray, logits_zyx: np.ndarray | None) -> dict[str, Any]:
     """lesion_* columns. Without an annotation only what the prediction alone says is known; the rest is None."""
     known = reference is not None
     found = match_components(np.zeros_like(prediction) if reference is None else reference, prediction, logits_zyx)

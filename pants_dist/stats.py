@@ -5,12 +5,14 @@ An interval is returned with its estimate and the n behind it; what cannot be co
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
 NAN = float("nan")
+Labels: TypeAlias = Sequence[Any] | np.ndarray | pd.Series  # one a case
 FEWEST = 5  # values below which no interval is given
 
 
@@ -23,22 +25,16 @@ class Estimate(NamedTuple):
     n: int
 
 
-def known(values: Iterable[Any]) -> np.ndarray:
-    """The values as floats, without None and NaN."""
-    found = as_floats(values)
-    return found[~np.isnan(found)]
-
-
 def as_floats(values: Iterable[Any]) -> np.ndarray:
-    """The values as floats, None and pandas' NA as NaN."""
-    return np.array([NAN if value is None or value != value else float(value) for value in _plain(values)], np.float64)
+    """The values as floats; None and pandas' NA become NaN."""
+    if isinstance(values, pd.Series):  # NA compares to nothing, so it has to go first
+        values = values.astype(object).where(values.notna(), None)
+    return np.array([NAN if value is None else float(value) for value in values], np.float64)
 
 
-def _plain(values: Iterable[Any]) -> Iterable[Any]:
-    """pandas' NA compares to nothing, so nullable columns become objects with None first."""
-    if hasattr(values, "astype") and hasattr(values, "where"):
-        return values.astype(object).where(values.notna(), None)  # type: ignore[attr-defined]
-    return values
+def numbered(labels: np.ndarray) -> np.ndarray:
+    """Equal labels as equal numbers from 0."""
+    return pd.factorize(labels, use_na_sentinel=False)[0]
 
 
 def critical(level: float, degrees: float) -> float:
@@ -48,7 +44,7 @@ def critical(level: float, degrees: float) -> float:
 
 def t_interval(
     values: Iterable[Any],
-    clusters: Sequence[Any] | None = None,
+    clusters: Labels | None = None,
     fewest: int = FEWEST,
     level: float = 0.95,
     bounds: tuple[float, float] = (-math.inf, math.inf),
@@ -62,7 +58,7 @@ def t_interval(
     found = as_floats(values)
     keep = ~np.isnan(found)
     found = found[keep]
-    labels = np.arange(found.size) if clusters is None else np.unique(np.asarray(clusters)[keep], return_inverse=True)[1]
+    labels = np.arange(found.size) if clusters is None else numbered(np.asarray(clusters, object)[keep])
     mean = float(found.mean()) if found.size else NAN
     residuals = np.bincount(labels, weights=found - mean) if found.size else np.zeros(0)
     if residuals.size < max(fewest, 2):
@@ -83,7 +79,7 @@ def wilson(successes: float, n: float, level: float = 0.95) -> Estimate:
     return Estimate(share, max(middle - half, 0.0), min(middle + half, 1.0), round(n))
 
 
-def clustered_wilson(hits: Iterable[Any], clusters: Sequence[Any], level: float = 0.95) -> Estimate:
+def clustered_wilson(hits: Iterable[Any], clusters: Labels, level: float = 0.95) -> Estimate:
     """Proportion of true values with Wilson's interval at the effective sample size of clustered cases.
 
     n_eff = p (1 - p) / variance, the variance over clusters as in `t_interval`, never above n (Korn & Graubard, Survey
@@ -95,7 +91,7 @@ def clustered_wilson(hits: Iterable[Any], clusters: Sequence[Any], level: float 
     found = found[keep]
     if not found.size:
         return wilson(0, 0, level)
-    labels = np.unique(np.asarray(clusters)[keep], return_inverse=True)[1]
+    labels = numbered(np.asarray(clusters, object)[keep])
     share, count = float(found.mean()), int(labels.max()) + 1
     effective: float = count
     if 0 < share < 1 and count > 1:
@@ -106,7 +102,7 @@ def clustered_wilson(hits: Iterable[Any], clusters: Sequence[Any], level: float 
 
 
 def sensitivity_specificity(
-    present: Iterable[Any], predicted: Iterable[Any], clusters: Sequence[Any] | None = None, level: float = 0.95
+    present: Iterable[Any], predicted: Iterable[Any], clusters: Labels | None = None, level: float = 0.95
 ) -> tuple[Estimate, Estimate]:
     """Share of positives that are predicted, and of negatives that are not, with Wilson's intervals.
 

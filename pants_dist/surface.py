@@ -5,17 +5,20 @@ surface element, and its area is that of the marching-cubes patch inside the box
 Definition: Nikolov et al., J Med Internet Res 2021;23(7):e26151 (arXiv:1809.04430) and its code (surface-distance 0.1).
 """
 
+import math
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.ndimage import distance_transform_edt
 from scipy.spatial import KDTree
 
 from pants_dist.surfels import surfel_areas
 
 SLAB = 16  # slices whose neighbor codes are made at once, so that they stay in cache
+CROWDED = 16  # a distance transform takes about as long a voxel as a sixteenth of a query of the tree
 PLACES, REACH = 150, 8  # how many places around a surface element are looked up, and how many voxels away at most
 
 Box = tuple[slice, slice, slice]
@@ -141,14 +144,18 @@ def neighbor_codes(padded_zyx: np.ndarray) -> np.ndarray:
 def nearest_mm(points: np.ndarray, targets: np.ndarray, grid: tuple[int, ...], spacing: np.ndarray) -> np.ndarray:
     """Distance in mm from each grid point to the nearest target; both are sorted flat indices into `grid`.
 
-    Most points have a target within a few voxels, so the nearest places are looked up one after the other, and only
-    what is left asks a k-d tree. inf where there is no target.
+    Most points have a target within a few voxels, so the nearest places are looked up one after the other. What is left
+    asks a k-d tree or, where it is much of the grid as with noise, a distance transform. inf where there is no target.
     """
     distances = np.full(points.size, np.inf)
     if not targets.size:
         return distances
     left = _look_around(points, targets, grid, spacing, distances)
-    if left.size:
+    if left.size * CROWDED > math.prod(grid):
+        free = np.ones(grid, bool)
+        free.ravel()[targets] = False
+        distances[left] = distance_transform_edt(free, spacing).ravel()[points[left]]
+    elif left.size:
         here = np.stack(np.unravel_index(points[left], grid), axis=1)
         there = np.stack(np.unravel_index(targets, grid), axis=1)
         tree = KDTree(there * spacing, leafsize=32, balanced_tree=False, compact_nodes=False)
