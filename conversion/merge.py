@@ -29,8 +29,10 @@ class Combinations:
     combination that a code stands for, `counts[code]` how many voxels carry it.
     """
 
-    def __init__(self, voxels: int) -> None:
-        self.codes: np.ndarray = np.zeros(voxels, np.uint8)
+    def __init__(self, voxels: int, room: np.ndarray | None = None) -> None:
+        """`room` (voxels,) uint8 is memory to use, whatever it holds."""
+        self.codes: np.ndarray = np.empty(voxels, np.uint8) if room is None else room
+        self.codes.fill(0)
         self.bitmasks = [0]
         self.counts = np.zeros(1 << 16, np.int64)
         self.counts[0] = voxels

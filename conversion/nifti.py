@@ -122,7 +122,7 @@ def decode(data: bytes, scratch: Scratch | None = None) -> Volume:
     except gz.BadGzip as error:
         raise BadImage(str(error)) from error
     array = _voxels(content, shape, dtype, offset)
-    _check_finite(array)
+    check_finite(array)
     slope, inter = _scaling(header)
     i, j, k = (float(mm) for mm in header.get_zooms()[:3])
     return Volume(array, _affine(header), array.dtype, slope, inter, (i, j, k))
@@ -197,7 +197,8 @@ def _voxels(content: np.ndarray, shape: tuple[int, int, int], dtype: np.dtype, o
     return array if array.flags.aligned else array.copy(order="F")
 
 
-def _check_finite(array_ijk: np.ndarray) -> None:
+def check_finite(array_ijk: np.ndarray) -> None:
+    """Raises BadImage where a voxel is NaN or infinite."""
     if array_ijk.dtype.kind == "f":
         if bad := sum(plane.size - np.count_nonzero(np.isfinite(plane)) for plane in scaling.planes(array_ijk)):
             raise BadImage(f"{bad} voxels are NaN or infinite")

@@ -7,33 +7,23 @@ is a view on it. At most one mask is held at a time.
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from conversion import nifti
-from conversion.layouts import CASE_ID, Source
 from conversion.merge import Combinations, TooManyValues, locate
-from conversion.nifti import BadImage, Scratch, Volume
+from conversion.nifti import BadImage, Volume
+from conversion.reading import Digests, Memory, read_image, read_masks, some_values
+from conversion.source import CASE_ID, Source
 from pants_dist.casefile import write_case
 from pants_dist.structures import LESION, bit_order
 
 CONVERTER = "pants-dist conversion 1"  # a case made by another is made again; count up when files would differ
 COORDINATES = 2000  # a structure's voxels that can be drawn as patch centers
 HU_SAMPLE = 256  # a case's share in the intensity statistics of training
-THRESHOLD = 0.5  # released masks load as 1.0000001
-
-
-class Digests(dict[Path, tuple[int, str]]):
-    """Size and sha256 of every file that was read, collected on the way."""
-
-    def read(self, path: Path) -> bytes:
-        """The file's bytes. Raises BadImage."""
-        data = nifti.read_bytes(path)
-        self[path] = len(data), hashlib.sha256(data).hexdigest()
-        return data
 
 
 @dataclass(frozen=True)
@@ -57,19 +47,19 @@ class Labels:
         return sum(number for mask, number in zip(self.palette, self.voxels, strict=True) if mask >> bit & 1)
 
 
-def convert_case(source: Source, cases: Path) -> dict[str, Any]:
-    """Repack one case into `cases`/<case>.ozx; returns its manifest row.
+def convert_case(source: Source, cases: Path, memory: Memory | None = None) -> dict[str, Any]:
+    """Repack one case into `cases`/<case>.ozx; returns its manifest row. `memory` is what earlier cases have used.
 
     Raises BadImage, with the file's name, where the case is refused; OSError where the store's disk refuses.
     """
     if not CASE_ID.fullmatch(source.case):
         raise BadImage("the folder's name cannot be a case id (letters, digits, '_', '-' and '.'); rename it")
     if not source.masks:
-        raise BadImage("no masks: no segmentations/*.nii.gz belongs to this image")
+        raise BadImage("no masks belong to this image")
     mtimes = [_mtime_ns(path) for path in source.files]
-    digests = Digests()
-    volume = read_image(source, digests)
-    labels = merge_masks(source, volume, digests)
+    digests, memory = Digests(), memory or Memory()
+    volume = read_image(source, digests, memory)
+    labels = merge_masks(source, volume, digests, memory)
     record = {**_record(source, volume, labels), **_sources(source, digests)}
     codes = labels.codes.reshape(volume.array_ijk.shape, order="F")
     row = write_case(
@@ -89,62 +79,21 @@ def _mtime_ns(path: Path) -> int:
         raise BadImage(f"cannot be read ({error.strerror or error})", path.name) from error
 
 
-def read_image(source: Source, digests: Digests) -> Volume:
-    """The CT, voxels as HU (i, j, k) in the smallest dtype that loses nothing."""
-    try:
-        volume = nifti.decode(digests.read(source.image))
-        return replace(volume, array_ijk=nifti.values(volume))
-    except BadImage as error:
-        raise BadImage(error.reason, source.image.name) from error
-
-
-def merge_masks(source: Source, image: Volume, digests: Digests) -> Labels:
+def merge_masks(source: Source, image: Volume, digests: Digests, memory: Memory) -> Labels:
     """Read the masks one after the other and merge them on the image's grid, index by index."""
     shape = image.array_ijk.shape
     structures = bit_order(set(source.masks))
-    combinations = Combinations(image.array_ijk.size)
-    scratch = Scratch()
+    combinations = Combinations(image.array_ijk.size, memory.codes.room(image.array_ijk.size))
     positions = {}
-    for bit, name in enumerate(structures):
-        if name not in source.masks:
-            continue
-        path = source.masks[name]
+    for name, mask, on in read_masks(source, structures, shape, digests, memory):
         try:
-            mask, on = binary(nifti.decode(digests.read(path), scratch), shape)
-            blocks = combinations.add(mask, bit, on)
-        except BadImage as error:
-            raise BadImage(error.reason, path.name) from error
+            blocks = combinations.add(mask, structures.index(name), on)
         except TooManyValues as error:
-            raise BadImage(f"a mask with more than two values, {_some_values(mask)}", path.name) from error
+            reason = f"a mask with more than two values, {some_values(mask)}"
+            raise BadImage(reason, source.masks[name].name) from error
         if blocks.any():
             positions[name] = _draw(source.case, name, mask, blocks, shape)
     return Labels(structures, *combinations.palette(), positions)
-
-
-def binary(volume: Volume, shape_ijk: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """A mask as flat uint8 in index order, and which of the 256 values mean "inside" (value > 0.5 after scaling).
-
-    Raises BadImage where the shape is not `shape_ijk` or there are more than two values.
-    """
-    array = volume.array_ijk
-    if array.shape != shape_ijk:
-        raise BadImage(f"shape {array.shape} is not the image's {shape_ijk}")
-    if array.dtype.itemsize == 1:
-        inside = np.arange(256, dtype=np.uint8).view(array.dtype) * volume.slope + volume.inter > THRESHOLD
-        flat = array.reshape(-1, order="F").view(np.uint8)
-        if not inside[0]:
-            return flat if flat.ctypes.data % 8 == 0 else flat.copy(), inside
-    low, high = array.min(), array.max()
-    if any(((plane != low) & (plane != high)).any() for plane in np.moveaxis(array, 2, 0)):
-        raise BadImage(f"a mask with more than two values, {_some_values(array)}")
-    flat = np.empty(array.size, np.uint8)
-    for target, plane in zip(flat.reshape(array.shape, order="F").T, array.T, strict=True):
-        target[...] = plane * volume.slope + volume.inter > THRESHOLD
-    return flat, np.arange(256) > 0
-
-
-def _some_values(array: np.ndarray) -> str:
-    return ", ".join(f"{value:g}" for value in np.unique(array)[:4].tolist())
 
 
 def _draw(case: str, structure: str, mask: np.ndarray, blocks: np.ndarray, shape_ijk: tuple[int, ...]) -> np.ndarray:
@@ -211,9 +160,9 @@ def _record(source: Source, image: Volume, labels: Labels) -> dict[str, Any]:
     """What the case's file says of itself, all but its sources. Pure."""
     voxels = {name: labels.count(name) for name in source.masks}
     notes = list(_notes(source, image, voxels))
-    annotated = [name for name in labels.structures if name in source.annotated]
+    annotated = [name for name in labels.structures if name in source.annotated or voxels.get(name)]
     if source.about["tumor_flag"] and voxels.get(LESION) == 0:
-        annotated.remove(LESION)
+        annotated = [name for name in annotated if name != LESION]
     return {
         **source.about,
         "case": source.case,

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from conversion.layouts import ABOUT, Source
 from conversion.repack import CONVERTER
+from conversion.source import ABOUT, Source
 from pants_dist.casefile import row_of
 from pants_dist.errors import UserError
 

@@ -6,20 +6,21 @@ the manifest is written when every case of the sources is either done or refused
 
 import json
 import re
-import shutil
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
+from conversion import space
 from conversion.journal import JOURNAL, QUARANTINE, Writer, clear, gather, quarantined, read_rows
 from conversion.layouts import Found, Source, recognise
 from conversion.nifti import BadImage
 from conversion.pool import Died, run_jobs
+from conversion.reading import Memory
 from conversion.repack import convert_case
 from conversion.resume import current_row
 from pants_dist.cluster import usable_cores
@@ -88,6 +89,7 @@ def convert(
     workers: int | None = None,
     slice_: tuple[int, int] | None = None,
     limit: int | None = None,
+    cases: Sequence[str] | None = None,
     dry_run: bool = False,
     on_event: Listener = lambda event: None,
 ) -> Summary:
@@ -95,8 +97,8 @@ def convert(
 
     `layout` names a reader of conversion.layouts.LAYOUTS or is "auto"; `metadata` is the dataset's table where it does
     not lie beside it. `workers` processes (None: one a core) convert case by case. `slice_` (i, n), from 1, takes every
-    n-th case, so that n jobs can share a store; `limit` takes the first cases by id; `dry_run` only says what there is
-    to do. `on_event` hears of everything as it happens, in this process.
+    n-th case, so that n jobs can share a store; `cases` takes those alone, `limit` the first cases by id; `dry_run` only
+    says what there is to do. `on_event` hears of everything as it happens, in this process.
 
     A refused case is quarantined and stops nothing; what an earlier conversion made of it stays. Raises UserError for
     sources that are missing, empty or like no layout, for a store that is something else, and where the disk is full.
@@ -104,7 +106,7 @@ def convert(
     begun = time.monotonic()
     check_options(workers, slice_, limit)
     found = [recognise(Path(source), layout, metadata) for source in sources]
-    everything = _unique(found)[:limit]
+    everything = chosen(_unique(found), cases)[:limit]
     mine = everything[slice_[0] - 1 :: slice_[1]] if slice_ else everything
     for event in _introduction(found, everything, mine):
         on_event(event)
@@ -112,14 +114,17 @@ def convert(
     known = known_rows(summary.store)
     kept = _check(mine, known, summary, workers or usable_cores(), on_event)
     stale = [source for source in mine if source.case not in kept]
-    on_event(Event("plan", f"{len(stale):,} cases to convert, {len(kept):,} are done already"))
+    needed = space.need(stale, summary.store)
+    room = f"; {needed.text}" if stale else ""
+    on_event(Event("plan", f"{len(stale):,} cases to convert, {len(kept):,} are done already{room}"))
     if dry_run:
         summary.planned = [source.case for source in stale]
         return summary
 
+    space.check(needed, summary.store)
     journal = _prepare(summary.store, mine if slice_ else None, known, kept, stale)
     _convert(stale, journal, summary, workers or usable_cores(), on_event)
-    _finish(summary, everything, slice_ is None, limit is None, on_event)
+    _finish(summary, everything, slice_ is None, limit is None and cases is None, on_event)
     summary.seconds = time.monotonic() - begun
     return summary
 
@@ -142,6 +147,27 @@ def parse_slice(text: str) -> tuple[int, int]:
     numbers = int(found[1]), int(found[2])
     check_options(None, numbers, None)
     return numbers
+
+
+def parse_cases(text: str) -> list[str]:
+    """Case ids of "A,B,C", or of a file with one a line; raises UserError for a file that cannot be read."""
+    path = Path(text)
+    try:
+        listed = path.read_text(encoding="utf-8-sig").split("\n") if path.is_file() else text.split(",")
+    except (OSError, ValueError) as error:
+        raise UserError(f"--cases {text}: cannot be read ({error}); give a file with one case id a line") from error
+    if not (ids := [case.strip() for case in listed if case.strip()]):
+        raise UserError(f"--cases {text}: names no case; give ids with commas between them, or a file with one a line")
+    return ids
+
+
+def chosen(sources: list[Source], cases: Sequence[str] | None) -> list[Source]:
+    """The cases that are named, all with None. Raises UserError for one that is not there."""
+    if cases is None:
+        return sources
+    if missing := sorted(set(cases) - {source.case for source in sources}):
+        raise UserError(f"--cases: no case {missing[0]} in the sources ({len(missing)} of {len(cases)} are missing)")
+    return [source for source in sources if source.case in set(cases)]
 
 
 def _unique(found: Sequence[Found]) -> list[Source]:
@@ -231,7 +257,7 @@ def _convert(stale: list[Source], journal: Writer, summary: Summary, workers: in
             if isinstance(result, Died):
                 result = _Result("refused", reason=result.reason)
             if result.status == "stop":
-                raise UserError(_stopped(summary.store, result.reason, len(stale) - number + 1))
+                raise UserError(_stopped(summary, result.reason, stale))
             if result.row is not None:
                 journal.append({"row": result.row})
                 summary.converted.append(source.case)
@@ -251,9 +277,15 @@ def _quarantine_line(source: Source, result: _Result) -> dict[str, str]:
     return {**line, "trace": result.trace} if result.trace else line
 
 
+@cache
+def _memory() -> Memory:
+    """This worker's."""
+    return Memory()
+
+
 def _convert_one(cases: Path, source: Source) -> _Result:
     try:
-        return _Result("converted", convert_case(source, cases))
+        return _Result("converted", convert_case(source, cases, _memory()))
     except BadImage as error:
         return _Result("refused", reason=str(error))
     except OSError as error:  # sources that cannot be read are bad images: this is the store
@@ -264,10 +296,13 @@ def _convert_one(cases: Path, source: Source) -> _Result:
         return _Result("refused", reason=f"unexpected {type(error).__name__}: {error}", trace=traceback.format_exc())
 
 
-def _stopped(store: Path, reason: str, left: int) -> str:
-    free = shutil.disk_usage(store).free
+def _stopped(summary: Summary, reason: str, stale: list[Source]) -> str:
+    done = {*summary.converted, *summary.refused}
+    left = [source for source in stale if source.case not in done]
+    needed = space.need(left, summary.store)
+    missing = f"; {space.size(needed.missing_bytes)} are missing" if needed.missing_bytes else ""
     return (
-        f"store {store}: cannot be written: {reason} ({free / 1e9:.1f} GB free, {left:,} cases to go); "
+        f"store {summary.store}: cannot be written: {reason} ({len(left):,} cases to go; {needed.text}{missing}); "
         "mend that and run the same command again, it goes on where it stopped"
     )
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from conversion import nifti
 from conversion.export import case_volumes, inside_of
-from conversion.layouts import Source, recognise
+from conversion.layouts import recognise
 from conversion.nifti import BadImage
 from conversion.pool import Died, run_jobs
-from conversion.repack import binary
+from conversion.reading import Digests, read_image, read_masks
+from conversion.source import Source
 from pants_dist.casefile import row_of
 from pants_dist.cluster import usable_cores
 from pants_dist.errors import DamagedError
@@ -109,7 +109,8 @@ def _same(left: Any, right: Any) -> bool:
 def _differences(path: Path, row: dict[str, Any], source: Source) -> Iterator[str]:
     """Where the stored voxels are not the source's: shape and affine, HU, then structure by structure."""
     try:
-        volume = nifti.read(source.image)
+        digests = Digests()
+        volume = read_image(source, digests)
         image, codes = case_volumes(path, row)
         if image.shape != volume.array_ijk.shape or not np.array_equal(volume.affine.ravel(), row["source_affine"]):
             yield "shape or affine differs from the source's image"
@@ -118,8 +119,7 @@ def _differences(path: Path, row: dict[str, Any], source: Source) -> Iterator[st
             yield f"{wrong} voxels of the image differ from {source.image}"
         flat, tables = codes.reshape(-1, order="F"), inside_of(row)
         nothing = np.zeros(len(row["palette"]), np.uint8)
-        for name in sorted(source.masks):
-            mask, on = binary(nifti.read(source.masks[name], scaled=False), image.shape)
+        for name, mask, on in read_masks(source, sorted(source.masks), image.shape, digests):
             if wrong := int((tables.get(name, nothing)[flat] != on[mask]).sum()):
                 yield f"{wrong} voxels of {name} differ from {source.masks[name]}"
     except BadImage as error:

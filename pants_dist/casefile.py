@@ -88,7 +88,8 @@ def write_case(
 
 
 def _codec(array: str) -> tuple[str, int]:
-    return ("lz4", 5) if array == "image" else ("lz4hc", 3)
+    """blosc's (compressor, level). lz4hc at 3 would make a case 1 % smaller and its conversion 7 % slower than at 1."""
+    return ("lz4", 5) if array == "image" else ("lz4hc", 1)
 
 
 def _write_zip(

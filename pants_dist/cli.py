@@ -62,13 +62,14 @@ def phantom(given: Given) -> int:
 def convert(given: Given) -> int:
     """Repack datasets into a store; the same command again goes on where it stopped."""
     from conversion.run import convert as repack
-    from conversion.run import parse_slice
+    from conversion.run import parse_cases, parse_slice
     from pants_dist.progress import shown
 
     with shown("convert") as tell:
         summary = repack(
             given.sources, given.store, layout=given.layout, metadata=given.metadata, workers=given.workers,
-            slice_=parse_slice(given.slice) if given.slice else None, limit=given.limit, dry_run=given.dry_run,
+            slice_=parse_slice(given.slice) if given.slice else None, limit=given.limit,
+            cases=parse_cases(given.cases) if given.cases else None, dry_run=given.dry_run,
             on_event=lambda event: _tell_conversion(event, tell),
         )  # fmt: skip
     return ends(*_after_conversion(summary, given.dry_run))
@@ -134,13 +135,14 @@ def train(given: Given) -> int:
     from pants_dist.progress import watching
 
     settings, name = settings_of(given), run_name_of(given)
+    from pants_dist.tracking import read_summary
     from pants_dist.train import launch  # takes seconds: after everything that can be refused at once
 
     run = Path(settings.runs) / name
     with watching(run):
         code = launch(settings, name)
     if code == STOPPED:
-        return ends(code, "the same command goes on where it stopped")
+        return ends(code, f"stopped with everything saved; the same command goes on after step {read_summary(run)['step']:,}")
     if code:
         return ends(code, "see above what went wrong; the same command goes on from the last checkpoint of", run)
     return ends(code, "pants-dist evaluate", run)
@@ -258,6 +260,7 @@ def _add_data_verbs(add: Callable[[Callable[[Given], int]], Parser]) -> None:
     verb.add_argument("--workers", metavar="N", type=int, help="processes (default: one a core)")
     verb.add_argument("--slice", metavar="I/N", help="only every N-th case, from the I-th: for N jobs on one store")
     verb.add_argument("--limit", metavar="N", type=int, help="only the first N cases")
+    verb.add_argument("--cases", metavar="LIST", help="only these: ids with commas, or a file with one a line")
     verb.add_argument("--dry-run", action="store_true", help="only say what would be done")
     verb = add(verify)
     verb.add_argument("store", metavar="STORE", type=Path, help="folder of the store")

@@ -1,38 +1,77 @@
-"""The report of one model: by center on the terminal, and as one self-contained HTML page."""
+"""Tables and figures from rows, one a case: by center on the terminal, as parquet, and as one self-contained HTML page."""
 
-from collections.abc import Mapping, Sequence
+import base64
+from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from pants_dist import canvas, figures, page
-from pants_dist.stats import FEWEST, t_interval
-from pants_dist.tables import (
-    FALSE_ALARM,
-    FEWEST_CENTERS,
-    MISSED,
-    cases_to_see,
-    center_table,
-    detected,
-    gap_table,
-    interval,
-    label,
-    mean_dice,
-    number,
-    points,
-    scored_first,
-    share,
-    shown_structures,
-    side,
-    verdict,
-)
+from pants_dist import __version__, figures
+from pants_dist.stats import t_interval
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["center_table", "print_table", "verdict", "write_report"]
-CARDS = 3  # structures that have a card
+FEWEST_FOR_INTERVAL = 5
+FEWEST_FOR_A_GAP = (5, 5)  # seen and held-out centers, below which no verdict on a gap is given
+SHORT = {"pancreatic_lesion": "lesion"}
+NAN = float("nan")
+
+
+def center_table(rows: pd.DataFrame, structures: Sequence[str]) -> pd.DataFrame:
+    """One row a center: kind, seen, n, positives, mean Dice and surface Dice with t-intervals, sensitivity, specificity.
+
+    Positive means any voxel of lesion: in the reference for `positives`, in the prediction for the two shares, which are
+    of patients and NaN where there is none to count. Sorted by seen, then by name.
+    """
+    known = [f"{metric}/{name}" for metric in ("dsc", "nsd") for name in structures if f"{metric}/{name}" in rows]
+    table = [_center_row(center, seen, part, known) for (seen, center), part in rows.groupby(["seen", "center"])]
+    return pd.DataFrame(table).sort_values(["seen", "center"], ascending=[False, True], ignore_index=True)
+
+
+def _center_row(center: str, seen: bool, part: pd.DataFrame, columns: list[str]) -> dict[str, Any]:
+    row = {"center": center, "center_kind": part["center_kind"].iloc[0], "seen": bool(seen), "n": len(part)}
+    row |= detection(part)
+    for column in columns:
+        found = t_interval(part[column], fewest=FEWEST_FOR_INTERVAL, bounds=(0, 1))
+        row |= {column: found.value, f"{column}/low": found.low, f"{column}/high": found.high}
+    return row
+
+
+def detection(rows: pd.DataFrame) -> dict[str, Any]:
+    """Patients with a lesion, sensitivity and specificity over patients, each with its n; NaN where there is none."""
+    if "lesion_present" not in rows:
+        return {"positives": 0, "sensitivity": NAN, "sensitivity/n": 0, "specificity": NAN, "specificity/n": 0}
+    scored = rows[rows["lesion_present"].notna()]
+    present, predicted = scored["lesion_present"].astype(bool), scored["lesion_predicted"].astype(bool)
+    return {
+        "positives": int(present.sum()),
+        "sensitivity": float(predicted[present].mean()) if present.any() else NAN,
+        "sensitivity/n": int(present.sum()),
+        "specificity": float((~predicted[~present]).mean()) if (~present).any() else NAN,
+        "specificity/n": int((~present).sum()),
+    }
+
+
+def shown_structures(structures: Sequence[str]) -> list[str]:
+    """Pancreas, lesion and liver first, then up to six columns in all."""
+    first = [name for name in ("pancreas", "pancreatic_lesion", "liver") if name in structures]
+    return (first + [name for name in structures if name not in first])[:6]
+
+
+def verdict(centers: pd.DataFrame) -> str:
+    """One sentence on the gap between seen and held-out centers, or why none can be given."""
+    counts = [int((centers["seen"] == seen).sum()) for seen in (True, False)]
+    if min(counts) == 0:
+        return "Only one kind of center here, so there is no gap to speak of."
+    if counts[0] < FEWEST_FOR_A_GAP[0] or counts[1] < FEWEST_FOR_A_GAP[1]:
+        return (
+            f"No verdict on a gap: {counts[0]} seen and {counts[1]} held-out centers are too few; "
+            f"it takes at least {FEWEST_FOR_A_GAP[0]} of each."
+        )
+    return "The gap is descriptive: mean over seen centers less mean over held-out ones."
 
 
 def print_table(centers: pd.DataFrame, structures: Sequence[str], console: "Console") -> None:
@@ -41,133 +80,99 @@ def print_table(centers: pd.DataFrame, structures: Sequence[str], console: "Cons
     from rich.table import Table
 
     names = shown_structures(structures)
-    title = f"Dice by center, with a 95 % t-interval from {FEWEST} scored cases on"
+    title = f"Dice by center (95 % t-interval from {FEWEST_FOR_INTERVAL} cases on)"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("center", overflow="fold", max_width=34)
     table.add_column("", no_wrap=True)
-    for heading in ("n", *map(label, names), "sens.", "spec."):
+    for heading in ("n", *(SHORT.get(name, name) for name in names), "sens.", "spec."):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in centers.to_dict("records"):
-        table.add_row(row["center"], side(row["seen"]), f"{row['n']:,}", *_printed(row, names))
+        scores = [_with_interval(row, f"dsc/{name}").replace(" ", "\n") for name in names]
+        table.add_row(row["center"], _kind(row["seen"]), str(row["n"]), *scores, *_shares(row))
     table.add_section()
     for seen, part in centers.groupby("seen", sort=False):
-        counted = "1 center" if len(part) == 1 else f"mean of {len(part)} centers"
-        table.add_row(counted, side(bool(seen)), f"{part['n'].sum():,}", *_printed(_summed(part, names), names))
-    console.print(table, markup=False)
-    said = f"Sensitivity and specificity count patients; positive: any predicted lesion voxel. {verdict(centers, structures)}"
-    console.print(said, style="dim", markup=False, highlight=False)
+        means = [_number(part[f"dsc/{name}"].mean()) for name in names]
+        table.add_row(f"mean of {len(part)} centers", _kind(bool(seen)), str(part["n"].sum()), *means, "", "")
+    console.print(table)
+    console.print(
+        f"Sensitivity and specificity count patients; positive: any predicted lesion voxel. {verdict(centers)}", style="dim"
+    )
 
 
-def _printed(row: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    scores = [f"{number(row[f'dsc/{name}'])}\n{interval(row, f'dsc/{name}')}".strip() for name in names]
-    return scores + [share(row, name).replace(" of ", "/") for name in ("sensitivity", "specificity")]
+def _kind(seen: bool) -> str:
+    return "seen" if seen else "held-out"
 
 
-def _summed(centers: pd.DataFrame, names: Sequence[str]) -> dict[str, Any]:
-    """Mean over centers of each Dice, with its t-interval; sensitivity and specificity over all their patients."""
-    row: dict[str, Any] = {}
-    for name in names:
-        found = t_interval(centers[f"dsc/{name}"], bounds=(0, 1))
-        row |= {f"dsc/{name}": found.value, f"dsc/{name}/low": found.low, f"dsc/{name}/high": found.high}
-    for name in ("sensitivity", "specificity"):
-        n = int(centers[f"{name}/n"].sum())
-        right = (centers[name] * centers[f"{name}/n"]).sum()
-        row |= {name: right / n if n else float("nan"), f"{name}/n": n}
-    return row
+def _number(value: float) -> str:
+    return "" if value != value else f"{value:.2f}"
+
+
+def _with_interval(row: dict[str, Any], column: str) -> str:
+    low, high = row[f"{column}/low"], row[f"{column}/high"]
+    return _number(row[column]) + (f" {low:.2f}-{high:.2f}" if low == low else "")
+
+
+def _shares(row: dict[str, Any]) -> list[str]:
+    """Sensitivity and specificity as patients, "2/3"."""
+    pairs = [(row[name], row[f"{name}/n"]) for name in ("sensitivity", "specificity")]
+    return ["" if share != share else f"{round(share * n)}/{n}" for share, n in pairs]
 
 
 def write_report(
-    out: Path, rows: pd.DataFrame, structures: Sequence[str], facts: Mapping[str, str], pictures: Sequence[Path]
+    out: Path, rows: pd.DataFrame, structures: Sequence[str], facts: dict[str, str], pictures: Sequence[Path]
 ) -> Path:
     """Write OUT/report.html, one file that needs no other, from rows of cases; returns its path.
 
-    `facts` are shown at its head; `pictures` are PNG files named by case, worst first.
+    `facts` are shown at its head; `pictures` are PNG files of the worst cases, worst first.
     """
-    centers, names = center_table(rows, structures), shown_structures(structures)
-    worst = cases_to_see(rows)
-    return page.write_page(
-        out / "report.html", "report.html.j2", facts=facts, counted=_counted(rows, centers), cards=_cards(rows, centers, names),
-        verdict=verdict(centers, structures), memorised=set(rows["split"]) == {"train"}, headings=[label(name) for name in names],
-        figures=_figures(rows, centers, structures), pictures=[_pictured(path, rows, worst, names) for path in pictures],
-        centers=[_center_cells(row, names) for row in centers.to_dict("records")], centers_csv=page.csv(centers),
-        worst=[_worst_cells(row) for row in worst.to_dict("records")], worst_csv=page.csv(worst),
-        cases=[_case_cells(row, names) for row in rows.sort_values("case").to_dict("records")], cases_csv=page.csv(rows),
-        fewest=FEWEST, fewest_centers=FEWEST_CENTERS,
+    from jinja2 import Environment
+
+    centers = center_table(rows, structures)
+    names = shown_structures(structures)
+    template = resources.files("pants_dist").joinpath("templates/report.html.j2").read_text(encoding="utf-8")
+    page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)
+    text = page.render(
+        facts=facts, cards=_cards(rows, names), verdict=verdict(centers), version=__version__,
+        memorised=set(rows["split"]) == {"train"}, headings=[SHORT.get(name, name) for name in names],
+        centers=[_cells(row, names) for row in centers.to_dict("records")],
+        cases=[_case_cells(row, names) for row in rows.sort_values("case").to_dict("records")],
+        figures=figures.svgs(rows, centers, names), pictures=[_inlined(path) for path in pictures],
     )  # fmt: skip
+    out.mkdir(parents=True, exist_ok=True)
+    path, temporary = out / "report.html", out / ".report.html.tmp"
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+    return path
 
 
-def _counted(rows: pd.DataFrame, centers: pd.DataFrame) -> str:
-    """How many cases, centers and patients with a lesion there are."""
-    parts = [f"{int((centers['seen'] == seen).sum())} {side(seen)}" for seen in (True, False) if (centers["seen"] == seen).any()]
-    noun = "center" if len(centers) == 1 else "centers"
-    return f"{len(rows):,} case{'s' * (len(rows) > 1)} of {len(centers)} {noun} ({', '.join(parts)})"
-
-
-def _cards(rows: pd.DataFrame, centers: pd.DataFrame, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Key figures: title, pairs of (which side, value), remark."""
-    cards: list[dict[str, Any]] = []
-    for gap in gap_table(rows, names[:CARDS]).to_dict("records"):
-        pairs = [(seen, number(gap[key])) for seen, key in ((True, "seen"), (False, "held_out")) if gap[f"{key}/n"]]
-        remark = f"gap {points(gap['gap'])} points" if gap["gap"] == gap["gap"] else f"mean of {gap['seen/n'] or gap['held_out/n']} centers"
-        cards.append({"title": f"Dice of {label(gap['structure'])}", "pairs": pairs or [(None, "none")], "remark": remark})
-    found = detected(rows)
+def _cards(rows: pd.DataFrame, names: Sequence[str]) -> list[tuple[str, str, str]]:
+    """Key figures: (name, value, remark)."""
+    cards = []
+    for seen, title in ((True, "seen centers"), (False, "held-out centers")):
+        part = rows[rows["seen"] == seen]
+        for name in names[:2] if len(part) else ():
+            count = int(part[f"dsc/{name}"].notna().sum())
+            remark = f"{title}, {count} cases" if count else f"{title}, no case has one"
+            cards.append((f"Dice, {SHORT.get(name, name)}", _number(part[f"dsc/{name}"].mean()) or "-", remark))
+    found = detection(rows)
     for name in ("sensitivity", "specificity"):
-        limits = interval(found, name)
-        remark = f"{share(found, name)} patients{f', {limits}' if limits else ''}" if found[f"{name}/n"] else "no patient to count"
-        cards.append({"title": f"Patient {name}", "pairs": [(None, number(found[name]) or "none")], "remark": remark})
-    cases = [f"{part['n'].sum():,} {side(bool(seen))}" for seen, part in centers.groupby("seen", sort=False)]
-    return [*cards, {"title": "Cases scored", "pairs": [(None, f"{len(rows):,}")], "remark": ", ".join(cases)}]
+        cards.append((f"Patient {name}", _number(found[name]) or "-", f"{found[f'{name}/n']} patients"))
+    return cards
 
 
-def _figures(rows: pd.DataFrame, centers: pd.DataFrame, structures: Sequence[str]) -> list[dict[str, Any]]:
-    names, first = shown_structures(structures), scored_first(centers, shown_structures(structures))
-    wide = canvas.inline(lambda: figures.center_plot(rows, centers, names))
-    drawn = [("Each center", "Mean with its 95 % interval, best center first; faint dots are cases, dashed lines the means over "
-              "seen and over held-out centers. Hollow: fewer than 5 scored cases, read with care.", wide)]  # fmt: skip
-    if centers["seen"].nunique() > 1:
-        gap = canvas.inline(lambda: figures.gap_plot(rows, structures if len(structures) <= 12 else names))
-        drawn.append(("Seen and held-out, by structure", "Mean over centers, 95 % interval; number: gap in Dice points.", gap))
-    if (centers["sensitivity/n"] * centers["specificity/n"]).any():
-        both = canvas.inline(lambda: figures.detection_plot(centers))
-        drawn.append(("Sensitivity and specificity", "Of patients; a circle a center with both, area by cases.", both))
-    funnel = canvas.inline(lambda: figures.funnel_plot(rows, centers, names))
-    drawn.append(("Low score or small center?", f"Dice of {label(first)}; between the lines lie 95 % and 99.8 % of centers that "
-                  "differ by chance alone.", funnel))  # fmt: skip
-    return [{"title": title, "caption": caption, "svg": svg} for title, caption, svg in drawn]
+def _cells(row: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    scores = [(_number(row[f"dsc/{name}"]), _with_interval(row, f"dsc/{name}")[4:]) for name in names]
+    return {"name": row["center"], "seen": row["seen"], "n": row["n"], "positives": row["positives"], "scores": scores,
+            "shares": _shares(row)}  # fmt: skip
 
 
-def _pictured(path: Path, rows: pd.DataFrame, worst: pd.DataFrame, names: Sequence[str]) -> dict[str, Any]:
-    """A picture with its case's row, where there is one of that name."""
-    row = next(iter(rows[rows["case"] == path.stem].to_dict("records")), {"center": "", "seen": True})
-    kind = next(iter(worst.loc[worst["case"] == path.stem, "kind"]), "")
-    scores = [(label(name), number(row.get(f"dsc/{name}"))) for name in names[:CARDS] if number(row.get(f"dsc/{name}"))]
-    return {"case": path.stem, "center": row["center"], "seen": row["seen"], "kind": kind, "alert": kind in (MISSED, FALSE_ALARM),
-            "scores": scores, "image": page.picture(path)}  # fmt: skip
-
-
-def _score(row: Mapping[str, Any], column: str) -> dict[str, Any]:
-    """A cell: figure, limits as text, and places on a strip from 0 to 100 %."""
-    low, high = row.get(f"{column}/low", float("nan")), row.get(f"{column}/high", float("nan"))
-    span = f"left:{100 * low:.1f}%;width:{100 * (high - low):.1f}%" if low == low else ""
-    return {"value": number(row[column]), "limits": interval(row, column), "span": span, "hollow": row[f"{column}/n"] < FEWEST,
-            "place": f"left:{100 * row[column]:.1f}%" if row[column] == row[column] else ""}  # fmt: skip
-
-
-def _center_cells(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    shares = [{"text": share(row, name), "value": number(row[name], 4)} for name in ("sensitivity", "specificity")]
-    return {"name": row["center"], "kind": row["center_kind"], "seen": row["seen"], "n": row["n"], "positives": row["positives"],
-            "scores": [_score(row, f"dsc/{name}") for name in names], "shares": shares}  # fmt: skip
-
-
-def _worst_cells(row: Mapping[str, Any]) -> dict[str, Any]:
-    volumes = [number(row[f"{name}_mm3"] / 1000) for name in ("reference", "predicted")]
-    return {"kind": row["kind"], "alert": row["kind"] in (MISSED, FALSE_ALARM), "name": row["case"], "center": row["center"],
-            "seen": row["seen"], "dice": number(row["mean_dice"]), "volumes": volumes}  # fmt: skip
-
-
-def _case_cells(row: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+def _case_cells(row: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     lesion = row.get("lesion_present")
-    scores = [(number(row[f"dsc/{name}"]), number(row.get(f"nsd/{name}"))) for name in names]
-    known = lesion is not None and lesion == lesion
+    scores = [(_number(row[f"dsc/{name}"]), _number(row.get(f"nsd/{name}", NAN))) for name in names]
     return {"name": row["case"], "center": row["center"], "seen": row["seen"], "split": row["split"], "scores": scores,
-            "lesion": ("yes" if lesion else "no") if known else ""}  # fmt: skip
+            "lesion": "" if lesion is None or lesion != lesion else "yes" if lesion else "no"}  # fmt: skip
+
+
+def _inlined(path: Path) -> tuple[str, str]:
+    """(name, data address) of a PNG file."""
+    return path.stem, "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()

@@ -10,6 +10,8 @@ reads the same bytes and is what the tests compare with.
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -56,11 +58,9 @@ def encode(array_zyx: np.ndarray, fill: int, cname: str, level: int) -> Iterator
     Pieces are to be written as they come: keeping them costs more time than compressing does.
     """
     index = np.full((*grid_of(array_zyx.shape), 2), MISSING, "<u8")
-    shuffle, offset = SHUFFLES[shuffle_of(array_zyx.dtype)], 0
+    codec, shuffle, offset = cname.encode(), SHUFFLES[shuffle_of(array_zyx.dtype)], 0
     for position, chunk in _chunks(array_zyx, fill):
-        if chunk[0, 0, 0] == fill and (chunk == fill).all():
-            continue
-        frame = bytes(blosc.compress(chunk, cname.encode(), level, shuffle, 0))
+        frame = blosc.compress(chunk, codec, level, shuffle, 0)
         index[position] = offset, len(frame) + CHECKSUM
         offset += len(frame) + CHECKSUM
         yield frame
@@ -72,24 +72,110 @@ def encode(array_zyx: np.ndarray, fill: int, cname: str, level: int) -> Iterator
 
 
 def _chunks(array_zyx: np.ndarray, fill: int) -> Iterator[tuple[tuple[int, int, int], np.ndarray]]:
-    """(grid position, chunk) in C order, chunks contiguous and filled up at the edges; each is valid until the next.
+    """(grid position, chunk) in C order of those that hold more than `fill`; each is valid until the next.
 
-    A row of chunks along x is gathered at a time: reading whole lines of the array costs half of reading chunk by chunk.
+    Chunks are contiguous and filled up at the edges. A row of them along x is gathered at a time: reading whole lines
+    of the array costs half of reading chunk by chunk.
     """
-    grid, (_, _, x) = grid_of(array_zyx.shape), array_zyx.shape
-    row = np.empty((grid[2], *CHUNK_ZYX), array_zyx.dtype)
-    inner = x // CHUNK
+    grid, gather = grid_of(array_zyx.shape), _gather()
+    native = array_zyx.astype(array_zyx.dtype.newbyteorder("="), copy=False)
+    memory, start, strides = _memory(native.view(f"u{native.itemsize}"))  # bits: all that is to be told is fill from not
+    fill_bits = np.array([fill], native.dtype).view(memory.dtype)[0]
+    row, holds = np.empty((grid[2], *CHUNK_ZYX), memory.dtype), np.zeros(grid[2], np.bool_)
     for gz, gy in np.ndindex(*grid[:2]):
-        lines = array_zyx[gz * CHUNK : (gz + 1) * CHUNK, gy * CHUNK : (gy + 1) * CHUNK]
-        z, y, _ = lines.shape
-        if (z, y, inner) != (CHUNK, CHUNK, grid[2]):
-            row.fill(fill)
-        whole = lines[..., : inner * CHUNK].reshape(z, y, inner, CHUNK)
-        row[:inner, :z, :y].transpose(1, 2, 0, 3)[...] = whole
-        if inner < grid[2]:
-            row[inner, :z, :y, : x % CHUNK] = lines[..., inner * CHUNK :]
-        for gx in range(grid[2]):
-            yield (gz, gy, gx), row[gx]
+        gather(memory, start, strides, array_zyx.shape, (gz * CHUNK, gy * CHUNK), fill_bits, row, holds)
+        for gx in np.flatnonzero(holds).tolist():
+            yield (gz, gy, gx), row[gx].view(native.dtype)
+
+
+def _memory(array_zyx: np.ndarray) -> tuple[np.ndarray, int, tuple[int, ...]]:
+    """(the array's memory in one dimension, its first voxel in there, steps along z, y, x): a view where x is fastest."""
+    if abs(array_zyx.strides[2]) != array_zyx.itemsize:
+        array_zyx = np.ascontiguousarray(array_zyx)
+    backward = [step < 0 for step in array_zyx.strides]
+    forward = array_zyx[tuple(slice(None, None, -1 if back else 1) for back in backward)]
+    order = (0, 1, 2) if forward.strides[0] >= forward.strides[1] else (1, 0, 2)
+    flat = np.ascontiguousarray(forward.transpose(order))
+    steps = [step // flat.itemsize for step in flat.transpose(order).strides]
+    start = sum((n - 1) * step * back for n, step, back in zip(array_zyx.shape, steps, backward, strict=True))
+    return flat.reshape(-1), start, tuple(-step if back else step for step, back in zip(steps, backward, strict=True))
+
+
+def _gather_loop(
+    memory: np.ndarray,
+    start: int,
+    strides: tuple[int, int, int],
+    shape: tuple[int, int, int],
+    corner_zy: tuple[int, int],
+    fill: Any,
+    row: np.ndarray,
+    holds: np.ndarray,
+) -> None:
+    """Fill `row` (chunk, z, y, x) with the chunks that begin at `corner_zy`; holds[chunk]: it is more than `fill`.
+
+    Lines of whole chunks are spelled out for both directions, so that the compiler makes vector instructions of them.
+    """
+    depth, height = min(CHUNK, shape[0] - corner_zy[0]), min(CHUNK, shape[1] - corner_zy[1])
+    start += corner_zy[0] * strides[0] + corner_zy[1] * strides[1]
+    step_z, step_y, step_x = strides[0], strides[1], -1 if strides[2] < 0 else 1
+    for gx in range(len(row)):
+        different = fill ^ fill
+        width = min(CHUNK, shape[2] - gx * CHUNK)
+        if min(depth, height, width) < CHUNK:
+            row[gx] = fill
+        for z in range(depth):
+            for y in range(height):
+                first = start + z * step_z + y * step_y + gx * CHUNK * step_x
+                target = row[gx, z, y]
+                if step_x == 1 and width == CHUNK:
+                    line = memory[first : first + CHUNK]
+                    for x in range(CHUNK):
+                        target[x] = line[x]
+                        different |= line[x] ^ fill
+                elif step_x == -1 and width == CHUNK:
+                    line = memory[first - CHUNK + 1 : first + 1]
+                    for x in range(CHUNK):
+                        target[CHUNK - 1 - x] = line[x]
+                        different |= line[x] ^ fill
+                else:
+                    for x in range(width):
+                        target[x] = memory[first + x * step_x]
+                        different |= target[x] ^ fill
+        holds[gx] = different != 0
+
+
+def _gather_plain(
+    memory: np.ndarray,
+    start: int,
+    strides: tuple[int, int, int],
+    shape: tuple[int, int, int],
+    corner_zy: tuple[int, int],
+    fill: Any,
+    row: np.ndarray,
+    holds: np.ndarray,
+) -> None:
+    """The same with numpy."""
+    steps = [step * memory.itemsize for step in strides]
+    whole = np.lib.stride_tricks.as_strided(memory[start:], shape, steps, writeable=False)
+    lines = whole[corner_zy[0] : corner_zy[0] + CHUNK, corner_zy[1] : corner_zy[1] + CHUNK]
+    row.fill(fill)
+    for gx, chunk in enumerate(row):
+        part = lines[..., gx * CHUNK : (gx + 1) * CHUNK]
+        chunk[: part.shape[0], : part.shape[1], : part.shape[2]] = part
+        holds[gx] = (chunk != fill).any()
+
+
+@cache
+def _gather() -> Any:
+    """The loop compiled by numba, numpy's where numba is missing; found on first use, since reading needs neither."""
+    try:
+        from numba import njit
+    except ImportError:
+        return _gather_plain
+    try:
+        return njit(cache=True, nogil=True)(_gather_loop)
+    except RuntimeError:  # no folder that can be written to for the cache
+        return njit(nogil=True)(_gather_loop)
 
 
 def read_index(tail: bytes, shape_zyx: tuple[int, ...]) -> np.ndarray:

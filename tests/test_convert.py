@@ -159,7 +159,7 @@ def check_resumes(source: Path, folder: Path, expected: Path) -> None:
     if not (folder / "manifest.parquet").is_file():
         with pytest.raises(UserError, match="run .*convert"):
             open_store(folder)
-    before = inodes_of(folder) if folder.is_dir() else {}
+    before = inodes_of(folder) if (folder / "cases").is_dir() else {}
     whole = {name: inode for name, inode in before.items() if not name.startswith(".")}
     summary = convert([source], folder, workers=2)
     assert sorted(f"{case}.ozx" for case in summary.kept) == sorted(whole)

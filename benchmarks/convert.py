@@ -1,0 +1,168 @@
+"""Conversion of full-size cases beside its floor and its peers, in one run.
+
+    python benchmarks/convert.py FOLDER [--runs 5] [--without-peers]
+
+FOLDER is in PanTS's layout. The floor decompresses the same files with libdeflate, into one buffer, and does nothing
+else. All take turns, and medians count; times are wall-clock seconds a case, on one core but for "2 workers".
+"""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("BLOSC_NTHREADS", "1")
+
+import nibabel
+import numpy as np
+import zarr
+from zarr.codecs import BloscCodec
+
+from conversion import gz
+from conversion.layouts import recognise
+from conversion.reading import Memory
+from conversion.repack import convert_case
+from conversion.run import convert
+from conversion.source import Source
+
+CHUNKS_ZYX = (32, 32, 32)
+Peer = Callable[[Sequence[Source], Path], None]
+
+
+def floor(buffer: np.ndarray) -> Peer:
+    def decompress(sources: Sequence[Source], folder: Path) -> None:
+        for path in (path for source in sources for path in source.files):
+            gz.gunzip_into(path.read_bytes(), buffer)
+
+    return decompress
+
+
+def one_process(memory: Memory) -> Peer:
+    def ours(sources: Sequence[Source], folder: Path) -> None:
+        for source in sources:
+            convert_case(source, folder, memory)
+
+    return ours
+
+
+def with_zarr(sources: Sequence[Source], folder: Path) -> None:
+    """nibabel reads, numpy merges into a bitmask a voxel, zarr-python writes it and the CT as one shard each."""
+    for source in sources:
+        image = np.asarray(nibabel.load(source.image).dataobj).T  # type: ignore[attr-defined]
+        bits = np.zeros(image.shape, np.uint32)
+        for bit, path in enumerate(source.masks.values()):
+            bits |= (np.asarray(nibabel.load(path).dataobj).T > 0.5).astype(np.uint32) << bit  # type: ignore[attr-defined]
+        palette, codes = np.unique(bits, return_inverse=True)
+        codes = codes.reshape(image.shape).astype(np.uint8 if len(palette) <= 256 else np.uint16)
+        root = zarr.open_group(folder / f"{source.case}.zarr", mode="w")
+        for name, array, cname, level in (("image", image, "lz4", 5), ("codes", codes, "lz4hc", 1)):
+            shuffle = "bitshuffle" if array.itemsize > 1 else "noshuffle"
+            shards = tuple(-(-n // 32) * 32 for n in array.shape)
+            root.create_array(
+                name, shape=array.shape, dtype=array.dtype, chunks=CHUNKS_ZYX, shards=shards,
+                compressors=BloscCodec(cname=cname, clevel=level, shuffle=shuffle),
+            )[...] = array  # fmt: skip
+
+
+def workers(count: int) -> Peer:
+    """The whole command: starting processes, checks, journal and manifest included."""
+
+    def run(sources: Sequence[Source], folder: Path) -> None:
+        root = sources[0].root
+        shutil.rmtree(folder / "store", ignore_errors=True)
+        convert([root], folder / "store", workers=count)
+
+    return run
+
+
+def measured(peers: dict[str, Peer], sources: Sequence[Source], folder: Path, runs: int) -> dict[str, float]:
+    """Median seconds a case; every peer has one turn before that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in peers}
+    for run in range(runs + 1):
+        for name, peer in peers.items():
+            begun = time.perf_counter()
+            peer(sources, folder)
+            if run:
+                seconds[name].append((time.perf_counter() - begun) / len(sources))
+    return {name: median(found) for name, found in seconds.items()}
+
+
+def peak_bytes(root: Path) -> int:
+    """Peak memory of a fresh process that converts every case, libraries included."""
+    found = subprocess.run([sys.executable, __file__, str(root), "--peak"], check=True, capture_output=True, text=True)
+    return int(found.stdout.split()[-1])
+
+
+def print_peak(sources: Sequence[Source]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        one_process(Memory())(sources, Path(folder))
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+def largest_bytes(sources: Sequence[Source]) -> int:
+    """Decoded bytes of the largest file, by the last four bytes of its gzip."""
+    return max(int.from_bytes(path.read_bytes()[-4:], "little") for source in sources for path in source.files)
+
+
+def print_table(seconds: dict[str, float], sources: Sequence[Source], store_bytes: int, peak: int) -> None:
+    lowest, ours = seconds["floor: libdeflate, nothing else"], seconds["pants-dist, one process"]
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("numpy", "numcodecs", "zarr", "nibabel"))
+    source_bytes = sum(path.stat().st_size for source in sources for path in source.files)
+    print(f"`python {' '.join(sys.argv)}`: {len(sources)} cases; {cpu_name()}, {os.cpu_count()} cores; load when it ended")
+    print(f"{os.getloadavg()[0]:.1f}; Python {platform.python_version()}, {versions}\n")
+    print("| what | seconds a case | floor / it | it / pants-dist |\n|---|---|---|---|")
+    for name, found in seconds.items():
+        print(f"| {name} | {found:.3f} | {lowest / found:.2f} | {found / ours:.2f} |")
+    print(f"| nnU-Net v2's preprocessing | {'installed, not measured' if nnunet() else 'not installed'} | | |")
+    one, two = seconds["pants-dist convert, 1 worker"], seconds["pants-dist convert, 2 workers"]
+    print(f"\n2 workers are {one / two:.2f} times as fast as 1. Peak memory of a process: {peak / 1e6:.0f} MB, of which the")
+    print(f"uncompressed CT is {largest_bytes(sources) / 1e6:.0f} MB.")
+    print(f"Files are {store_bytes / source_bytes:.3f} of the source's bytes.")
+
+
+def nnunet() -> bool:
+    return importlib.util.find_spec("nnunetv2") is not None
+
+
+def cpu_name() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("folder", type=Path, help="cases in PanTS's layout")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--without-peers", action="store_true", help="leave out nibabel + zarr-python, which is slow")
+    parser.add_argument("--peak", action="store_true", help="only convert, and print the peak memory in bytes")
+    given = parser.parse_args()
+    sources = recognise(given.folder).sources
+    if given.peak:
+        return print_peak(sources)
+    peers: dict[str, Peer] = {
+        "floor: libdeflate, nothing else": floor(np.ones(largest_bytes(sources), np.uint8)),
+        "pants-dist, one process": one_process(Memory()),
+        "pants-dist convert, 1 worker": workers(1),
+        "pants-dist convert, 2 workers": workers(2),
+    }
+    if not given.without_peers:
+        peers["nibabel + zarr-python"] = with_zarr
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = measured(peers, sources, Path(folder), given.runs)
+        store_bytes = sum(path.stat().st_size for path in Path(folder).glob("*.ozx"))
+    print_table(seconds, sources, store_bytes, peak_bytes(given.folder))
+
+
+if __name__ == "__main__":
+    main()
