@@ -274,7 +274,7 @@ def keep_picture(folder: Path, scored: Scored, others: list[dict[str, Any]]) -> 
 def facts_of(settings: Settings, checkpoint: str) -> dict[str, str]:
     """What the head of a report says of how its rows came about."""
     return {
-        "Store": settings.data.store,
+        "Store": Path(settings.data.store).name,
         "Checkpoint": checkpoint,
         "Network": f"{settings.model.name}, patch {' x '.join(map(str, settings.data.patch_zyx))}",
         "Code": f"pants-dist {__version__}",
