@@ -6,10 +6,9 @@ Volumes are one-dimensional here, in the order of their memory. Loops are compil
 makes the same arrays more slowly.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
+
+from pants_dist.shard import compiled
 
 BLOCK = 512  # set voxels are counted in blocks of this many, so that the n-th one is found without a search
 WORD = 8  # bytes looked at together: nearly all are zero
@@ -255,19 +254,7 @@ def _locate_plain(volume: np.ndarray, ends: np.ndarray, ranks: np.ndarray) -> np
     return np.flatnonzero(volume)[ranks]
 
 
-def _compiled(loop: Callable, plain: Callable) -> Any:
-    """`loop` compiled by numba, `plain` where numba is missing."""
-    try:
-        from numba import njit
-    except ImportError:
-        return plain
-    try:
-        return njit(cache=True, nogil=True)(loop)
-    except RuntimeError:  # no folder that can be written to for the cache
-        return njit(nogil=True)(loop)
-
-
-_is_empty = _compiled(_is_empty_loop, _is_empty_loop)
-_add = _compiled(_add_loop, _add_plain)
-_renumber = _compiled(_renumber_loop, _renumber_plain)
-_locate = _compiled(_locate_loop, _locate_plain)
+_is_empty = compiled(_is_empty_loop, _is_empty_loop)
+_add = compiled(_add_loop, _add_plain)
+_renumber = compiled(_renumber_loop, _renumber_plain)
+_locate = compiled(_locate_loop, _locate_plain)

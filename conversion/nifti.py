@@ -17,6 +17,7 @@ from nibabel.orientations import aff2axcodes, io_orientation
 from nibabel.spatialimages import HeaderDataError
 
 from conversion import gz, scaling
+from pants_dist.disk import replacing
 from pants_dist.errors import UserError
 
 SMALLEST_MM, LARGEST_MM = 0.01, 100.0  # a voxel outside these is no CT's
@@ -293,22 +294,12 @@ def write(
     header["vox_offset"] = len(head)
     head = header.binaryblock + bytes(4)
     voxels = np.asfortranarray(array.astype(array.dtype.newbyteorder("<"), copy=False))
-    _publish(Path(path), gz.gzip_bytes(head + voxels.tobytes("F"), level))
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        file.write(gz.gzip_bytes(head + voxels.tobytes("F"), level))
 
 
 def _orthogonal(affine: np.ndarray) -> bool:
     axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     return bool(np.allclose(axes.T @ axes, np.eye(3), atol=1e-4))
-
-
-def _publish(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,6 +1,5 @@
 """Is a case's file still what its sources would give? Sizes and times first, contents where times differ."""
 
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from conversion.repack import CONVERTER
 from conversion.source import ABOUT, Source
-from pants_dist.casefile import row_of
+from pants_dist.casefile import file_digest, row_of
 from pants_dist.errors import UserError
 
 
@@ -49,14 +48,9 @@ def _matching_mtimes(source: Source, row: dict[str, Any]) -> list[int] | None:
     try:
         for path, (_, size, sha256), mtime in zip(source.files, recorded, before, strict=True):
             now = path.stat()
-            if now.st_size != size or (now.st_mtime_ns != mtime and _sha256(path) != sha256):
+            if now.st_size != size or (now.st_mtime_ns != mtime and file_digest(path) != sha256):
                 return None
             mtimes.append(now.st_mtime_ns)
     except OSError:
         return None
     return mtimes
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

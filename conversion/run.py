@@ -6,7 +6,6 @@ the manifest is written when every case of the sources is either done or refused
 
 import json
 import re
-import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -59,7 +58,6 @@ class Summary:
     source_bytes: int = 0
     store_bytes: int = 0
     source_files: int = 0
-    seconds: float = 0.0
 
     @property
     def exit_code(self) -> int:
@@ -103,7 +101,6 @@ def convert(
     A refused case is quarantined and stops nothing; what an earlier conversion made of it stays. Raises UserError for
     sources that are missing, empty or like no layout, for a store that is something else, and where the disk is full.
     """
-    begun = time.monotonic()
     check_options(workers, slice_, limit)
     found = [recognise(Path(source), layout, metadata) for source in sources]
     everything = chosen(_unique(found), cases)[:limit]
@@ -125,7 +122,6 @@ def convert(
     journal = _prepare(summary.store, mine if slice_ else None, known, kept, stale)
     _convert(stale, journal, summary, workers or usable_cores(), on_event)
     _finish(summary, everything, slice_ is None, limit is None and cases is None, on_event)
-    summary.seconds = time.monotonic() - begun
     return summary
 
 

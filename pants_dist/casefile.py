@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from pants_dist import shard
+from pants_dist.disk import replacing, sync_folder
 from pants_dist.errors import DamagedError, UserError
 
 FORMAT_VERSION = 1
@@ -73,16 +74,10 @@ def write_case(
         DATA_KEYS["foreground"]: (part for part in [coordinates.tobytes()] if part),
     }
     sizes = {DATA_KEYS["image"]: image_zyx.nbytes, DATA_KEYS["codes"]: codes_zyx.nbytes}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb", buffering=1 << 20) as file:
-            _write_zip(file, documents, payloads, sizes)
-            file.flush()
-            os.fsync(file.fileno())
-        row = row_of(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path, buffering=1 << 20) as file:
+        _write_zip(file, documents, payloads, sizes)
+        file.flush()
+        row = row_of(Path(file.name))
     sync_folder(path.parent)
     return row
 
@@ -222,15 +217,6 @@ def file_digest(path: Path) -> str:
     """sha256 of a file, as hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename inside the folder last."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class CaseFile:

@@ -128,13 +128,6 @@ def joined() -> None:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
 
 
-def left() -> None:
-    """Disconnect this process from Ray."""
-    import ray
-
-    ray.shutdown()
-
-
 if __name__ == "__main__":
     sys.stdin.read()  # ends when the process that started Ray does
     sweep(Path(sys.argv[1]))

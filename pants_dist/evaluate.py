@@ -5,7 +5,7 @@ Every case is scored once. Rows are appended to rows.jsonl as they come, so that
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from pants_dist import __version__, config, report
 from pants_dist.casefile import file_digest
 from pants_dist.cases import SPLITS, assign_splits
 from pants_dist.config import Settings
+from pants_dist.disk import replacing
 from pants_dist.errors import UserError
 from pants_dist.metrics import score_case
 from pants_dist.model import Intensity, Segmenter
@@ -130,9 +131,8 @@ def write_tables(folder: Path, rows: list[dict[str, Any]], structures: tuple[str
     folder.mkdir(parents=True, exist_ok=True)
     cases = pd.DataFrame(rows).sort_values("case", ignore_index=True)
     for name, table in (("cases", cases), ("centers", report.center_table(cases, structures))):
-        temporary = folder / f".{name}.tmp"
-        table.to_parquet(temporary, index=False)
-        temporary.replace(folder / f"{name}.parquet")
+        with replacing(folder / f"{name}.parquet") as file:
+            table.to_parquet(file, index=False)
     return cases
 
 
@@ -262,13 +262,9 @@ def keep_picture(folder: Path, scored: Scored, others: list[dict[str, Any]]) -> 
             picture.unlink()
     title = f"{scored.row['case']} · {scored.row['center']} · mean Dice {mean_dice(scored.row):.2f}"
     shown = [name for name in (PANCREAS, LESION) if name in scored.reference] or list(scored.reference)[:1]
-    pick = replace(
-        scored,
-        reference={name: scored.reference[name] for name in shown},
-        prediction={name: scored.prediction[name] for name in shown},
-    )
+    reference, prediction = ({name: masks[name] for name in shown} for masks in (scored.reference, scored.prediction))
     path = folder / f"{scored.row['case']}.png"
-    draw_case(pick.image_zyx, pick.reference, pick.prediction, pick.spacing_mm_zyx, path, title)
+    draw_case(scored.image_zyx, reference, prediction, scored.spacing_mm_zyx, path, title)
 
 
 def facts_of(settings: Settings, checkpoint: str) -> dict[str, str]:

@@ -11,8 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, NullFormatter
 
+from pants_dist.stats import FEWEST
+
 SEEN, HELD_OUT, INK = "#2f6fe0", "#d9730d", "#7d8590"  # INK is read on white and on black
-FEW_CASES = 5  # a center with fewer is drawn hollow
 STYLE: Any = {"svg.fonttype": "path", "svg.hashsalt": "pants-dist", "font.size": 9, "axes.spines.top": False,
          "axes.spines.right": False, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK,
          "xtick.color": INK, "ytick.color": INK}  # fmt: skip
@@ -23,8 +24,9 @@ def svgs(rows: pd.DataFrame, centers: pd.DataFrame, structures: Sequence[str]) -
     scored = next((name for name in structures if centers[f"dsc/{name}"].notna().any()), structures[0])
     with rc_context(STYLE):
         return [
-            (f"Dice of {scored} by center", "Mean of each center with its 95 % interval where there are 5 cases or more; "
-             "dots are cases. Hollow: fewer than 5 cases.", _svg(dot_plot(rows, centers, scored))),
+            (f"Dice of {scored} by center", "Mean of each center with its 95 % interval where there are "
+             f"{FEWEST} cases or more; dots are cases. Hollow: fewer than {FEWEST} cases.",
+             _svg(dot_plot(rows, centers, scored))),
             ("Seen and held-out, by structure", "Mean over centers; the number is the gap in Dice points.",
              _svg(gap_plot(centers, structures))),
             ("Low score or small center?", f"Dice of {scored} against cases in the center; the lines hold 95 % and 99.8 % of "
@@ -55,7 +57,7 @@ def dot_plot(rows: pd.DataFrame, centers: pd.DataFrame, structure: str) -> Figur
 
 
 def _hollow(cases: int) -> dict[str, Any]:
-    return {"markerfacecolor": "none"} if cases < FEW_CASES else {}
+    return {"markerfacecolor": "none"} if cases < FEWEST else {}
 
 
 def gap_plot(centers: pd.DataFrame, structures: Sequence[str]) -> Figure:
@@ -82,9 +84,9 @@ def funnel_plot(rows: pd.DataFrame, centers: pd.DataFrame, structure: str) -> Fi
     column = f"dsc/{structure}"
     figure = Figure(figsize=(4.1, 2.8), layout="constrained")
     axes = figure.add_subplot()
-    values = rows[column].dropna()
+    values, most = rows[column].dropna(), max(centers["n"].max(), 2) * 1.2
     if len(values) > 2:
-        n = np.geomspace(1, max(centers["n"].max(), 2) * 1.2, 100)
+        n = np.geomspace(1, most, 100)
         axes.axhline(values.mean(), color=INK, linewidth=1)
         for deviations, dashes in ((1.96, "--"), (3.09, ":")):
             for sign in (-1, 1):
@@ -93,7 +95,6 @@ def funnel_plot(rows: pd.DataFrame, centers: pd.DataFrame, structure: str) -> Fi
     for center in centers.to_dict("records"):
         axes.plot(center["n"], center[column], "o", color=SEEN if center["seen"] else HELD_OUT, **_hollow(center["n"]))
     axes.set_xscale("log")
-    most = max(centers["n"].max(), 2) * 1.2
     axes.set_xticks([n for n in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000) if n <= most])
     axes.xaxis.set_major_formatter(FormatStrFormatter("%d"))
     axes.xaxis.set_minor_formatter(NullFormatter())

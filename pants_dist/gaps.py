@@ -44,12 +44,11 @@ def descriptive_gap(
     Below 20 centers on either side: Welch's t (Biometrika 1947;34:28) on center means. From 20 on: percentile interval of
     a bootstrap of centers, then clusters, each side on its own. NaN limits where a side has one center.
     """
-    found, table = as_floats(values), np.asarray(centers, object)
-    side, labels = np.asarray(list(seen), bool), None if clusters is None else np.asarray(clusters, object)
+    found, side = as_floats(values), np.asarray(list(seen), bool)
     groups, parts = [], []
     for wanted in (True, False):
         keep = ~np.isnan(found) & (side == wanted)
-        groups.append(nest(list(table[keep]), None if labels is None else list(labels[keep])))
+        groups.append(nest(centers, clusters, keep))
         parts.append(found[keep])
     means = [_center_means(part, group) for part, group in zip(parts, groups, strict=True)]
     counts = (means[0].size, means[1].size, parts[0].size + parts[1].size)
@@ -98,8 +97,7 @@ def paired_gap(
     """
     difference = as_floats(first) - as_floats(second)
     keep = ~np.isnan(difference)
-    labels = None if clusters is None else list(np.asarray(clusters, object)[keep])
-    groups = nest(list(np.asarray(centers, object)[keep]), labels)
+    groups = nest(centers, clusters, keep)
     means, counts = _center_means(difference[keep], groups), (len(groups.names), len(groups.names), int(keep.sum()))
     if not means.size:
         return Gap(NAN, NAN, NAN, NAN, "none", *counts)
@@ -127,8 +125,7 @@ def center_estimates(values: Iterable[Any], centers: Labels, clusters: Labels | 
     not taken for an exact one; it counts clusters as `stats.t_interval` does. NaN where no center has two clusters.
     """
     found, keep = as_floats(values), ~np.isnan(as_floats(values))
-    labels = None if clusters is None else list(np.asarray(clusters, object)[keep])
-    groups = nest(list(np.asarray(centers, object)[keep]), labels)
+    groups = nest(centers, clusters, keep)
     means = _center_means(found[keep], groups)
     residuals, _ = cluster_sums(found[keep] - means[groups.center], groups)
     sizes = np.array([rows.size for rows in groups.members])

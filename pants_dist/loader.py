@@ -37,7 +37,7 @@ class Part:
 class MicroBatch:
     """Patches of some samples: `image(n)` is HU and `codes(n)` palette codes, both (z, y, x), views of one buffer."""
 
-    buffer: Any  # one-dimensional uint8: numpy, or torch where it crossed a process by torch's shared memory
+    buffer: Any  # one-dimensional uint8; torch's only while it crosses from a local process, else numpy's
     parts: tuple[Part, ...]
 
     def image(self, number: int) -> np.ndarray:
@@ -53,7 +53,7 @@ class MicroBatch:
 
 
 class Reader:
-    """Turns samples into voxels. One a reading process; it keeps the foreground coordinates of recent cases."""
+    """Turns samples into voxels. One a reading process; each is of one patch size."""
 
     def __init__(self, store: Store, size_zyx: tuple[int, int, int]) -> None:
         self.store, self.size_zyx = store, size_zyx

@@ -8,7 +8,6 @@ OUT/metadata.xlsx                                    written last
 
 import io
 import json
-import os
 import re
 import shutil
 import zipfile
@@ -24,6 +23,7 @@ from conversion.pool import Died, run_jobs
 from pants_dist.anatomy import Patient, anatomy, make_patient
 from pants_dist.cases import FIRST_TEST_NUMBER
 from pants_dist.cluster import usable_cores
+from pants_dist.disk import replacing
 from pants_dist.errors import UserError
 from pants_dist.scanner import Scanner, mask, scan
 from pants_dist.shapes import Bend, Grid, Point
@@ -121,7 +121,8 @@ def make_phantom(
             reason = failure.reason if isinstance(failure, Died) else failure
             raise UserError(f"phantom {out}: {plan.case} was not written ({reason}); run the same command again")
         tell(plan.case)
-    _publish(out / "metadata.xlsx", _workbook([COLUMNS, *(_row(plan) for plan in plans)]))
+    with replacing(out / "metadata.xlsx") as file:
+        file.write(_workbook([COLUMNS, *(_row(plan) for plan in plans)]))
     return [plan.case for plan in plans]
 
 
@@ -156,7 +157,9 @@ def _claim(out: Path, cohort: Cohort) -> None:
     elif out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
         raise UserError(f"phantom {out}: has files in it that are no phantom; give a new or empty folder")
     else:
-        _publish(record, json.dumps(wanted).encode())
+        record.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(record) as file:
+            file.write(json.dumps(wanted).encode())
 
 
 def _read_record(path: Path) -> dict[str, object]:
@@ -318,16 +321,3 @@ def _workbook(rows: list[tuple[str, ...]]) -> bytes:
                 content = re.sub(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", b"1980-01-01T00:00:00Z", content)
             target.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
     return plain.getvalue()
-
-
-def _publish(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from pants_dist import __version__, figures
-from pants_dist.stats import t_interval
+from pants_dist.disk import replacing
+from pants_dist.stats import FEWEST, sensitivity_specificity, t_interval
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-FEWEST_FOR_INTERVAL = 5
 FEWEST_FOR_A_GAP = (5, 5)  # seen and held-out centers, below which no verdict on a gap is given
 SHORT = {"pancreatic_lesion": "lesion"}
 NAN = float("nan")
@@ -35,7 +35,7 @@ def _center_row(center: str, seen: bool, part: pd.DataFrame, columns: list[str])
     row = {"center": center, "center_kind": part["center_kind"].iloc[0], "seen": bool(seen), "n": len(part)}
     row |= detection(part)
     for column in columns:
-        found = t_interval(part[column], fewest=FEWEST_FOR_INTERVAL, bounds=(0, 1))
+        found = t_interval(part[column], bounds=(0, 1))
         row |= {column: found.value, f"{column}/low": found.low, f"{column}/high": found.high}
     return row
 
@@ -44,15 +44,11 @@ def detection(rows: pd.DataFrame) -> dict[str, Any]:
     """Patients with a lesion, sensitivity and specificity over patients, each with its n; NaN where there is none."""
     if "lesion_present" not in rows:
         return {"positives": 0, "sensitivity": NAN, "sensitivity/n": 0, "specificity": NAN, "specificity/n": 0}
-    scored = rows[rows["lesion_present"].notna()]
-    present, predicted = scored["lesion_present"].astype(bool), scored["lesion_predicted"].astype(bool)
-    return {
-        "positives": int(present.sum()),
-        "sensitivity": float(predicted[present].mean()) if present.any() else NAN,
-        "sensitivity/n": int(present.sum()),
-        "specificity": float((~predicted[~present]).mean()) if (~present).any() else NAN,
-        "specificity/n": int((~present).sum()),
-    }
+    sensitivity, specificity = sensitivity_specificity(rows["lesion_present"], rows["lesion_predicted"])
+    found: dict[str, Any] = {"positives": sensitivity.n}
+    for name, share in (("sensitivity", sensitivity), ("specificity", specificity)):
+        found |= {name: share.value, f"{name}/n": share.n}
+    return found
 
 
 def shown_structures(structures: Sequence[str]) -> list[str]:
@@ -80,7 +76,7 @@ def print_table(centers: pd.DataFrame, structures: Sequence[str], console: "Cons
     from rich.table import Table
 
     names = shown_structures(structures)
-    title = f"Dice by center (95 % t-interval from {FEWEST_FOR_INTERVAL} cases on)"
+    title = f"Dice by center (95 % t-interval from {FEWEST} cases on)"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("center", overflow="fold", max_width=34)
     table.add_column("", no_wrap=True)
@@ -139,9 +135,9 @@ def write_report(
         figures=figures.svgs(rows, centers, names), pictures=[_inlined(path) for path in pictures],
     )  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
-    path, temporary = out / "report.html", out / ".report.html.tmp"
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    path = out / "report.html"
+    with replacing(path) as file:
+        file.write(text.encode())
     return path
 
 

@@ -30,8 +30,11 @@ class Nest:
     members: tuple[np.ndarray, ...]
 
 
-def nest(centers: Labels, clusters: Labels | None = None) -> Nest:
-    """Number centers and clusters of n cases; centers in order of their names as text."""
+def nest(centers: Labels, clusters: Labels | None = None, keep: np.ndarray | None = None) -> Nest:
+    """Number centers and clusters of n cases; centers in order of their names as text. `keep` (n,) picks cases first."""
+    if keep is not None:
+        centers = list(np.asarray(centers, object)[keep])
+        clusters = None if clusters is None else list(np.asarray(clusters, object)[keep])
     names = sorted({center for center in centers}, key=str)
     place = {name: number for number, name in enumerate(names)}
     center = np.array([place[name] for name in centers], int)

@@ -133,8 +133,7 @@ def _resampled_areas(
     """AUC of each score, its resamples, and the number of cases with a truth and all scores."""
     truth, tables = as_floats(present), [as_floats(score) for score in scores]
     whole = ~np.isnan(truth) & ~np.isnan(np.stack(tables)).any(axis=0)
-    labels = None if clusters is None else list(np.asarray(clusters, object)[whole])
-    groups = nest(list(np.asarray(centers, object)[whole]), labels)
+    groups = nest(centers, clusters, whole)
     positive, once = truth[whole] == 1, np.ones((1, int(whole.sum())))
     if not once.size:
         return [NAN] * len(tables), [np.zeros(0)] * len(tables), 0
@@ -167,8 +166,7 @@ def center_adjusted_auc(
     """
     truth, score = as_floats(present), as_floats(scores)
     whole = ~np.isnan(truth) & ~np.isnan(score)
-    labels = None if clusters is None else list(np.asarray(clusters, object)[whole])
-    groups = nest(list(np.asarray(centers, object)[whole]), labels)
+    groups = nest(centers, clusters, whole)
     positive, score = truth[whole] == 1, score[whole]
     size = int(whole.sum())
     weights = resampled_weights(groups, draws, np.random.default_rng(seed)) if size else np.zeros((0, 0), int)

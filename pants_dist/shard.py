@@ -165,17 +165,22 @@ def _gather_plain(
         holds[gx] = (chunk != fill).any()
 
 
-@cache
-def _gather() -> Any:
-    """The loop compiled by numba, numpy's where numba is missing; found on first use, since reading needs neither."""
+def compiled(loop: Callable, plain: Callable) -> Any:
+    """`loop` compiled by numba, `plain` where numba is missing."""
     try:
         from numba import njit
     except ImportError:
-        return _gather_plain
+        return plain
     try:
-        return njit(cache=True, nogil=True)(_gather_loop)
+        return njit(cache=True, nogil=True)(loop)
     except RuntimeError:  # no folder that can be written to for the cache
-        return njit(nogil=True)(_gather_loop)
+        return njit(nogil=True)(loop)
+
+
+@cache
+def _gather() -> Any:
+    """Found on first use, since reading needs no numba."""
+    return compiled(_gather_loop, _gather_plain)
 
 
 def read_index(tail: bytes, shape_zyx: tuple[int, ...]) -> np.ndarray:

@@ -19,7 +19,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pants_dist.casefile import FORMAT_VERSION, LAYOUT, RECORD, CaseFile, read_record, row_of, sync_folder, write_case
+from pants_dist.casefile import FORMAT_VERSION, LAYOUT, RECORD, CaseFile, read_record, row_of, write_case
+from pants_dist.disk import replacing, sync_folder
 from pants_dist.errors import DamagedError, UserError
 
 if TYPE_CHECKING:
@@ -37,11 +38,8 @@ def write_manifest(folder: Path, rows: list[dict[str, Any]]) -> str:
     table = pa.Table.from_pylist(sorted(rows, key=lambda row: row["case"]), SCHEMA)
     digest = manifest_digest(table)
     marks = {"pants_dist.format_version": str(FORMAT_VERSION), "pants_dist.digest": digest}
-    temporary = folder / f".manifest.{os.getpid()}.tmp"
-    pq.write_table(table.replace_schema_metadata(marks), temporary, compression="zstd", write_page_checksum=True)
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, folder / "manifest.parquet")
+    with replacing(folder / "manifest.parquet") as file:
+        pq.write_table(table.replace_schema_metadata(marks), file, compression="zstd", write_page_checksum=True)
     sync_folder(folder)
     return digest
 

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
+from pants_dist.disk import replacing
 from pants_dist.errors import UserError
 
 WandbMode = Literal["off", "offline", "online"]
@@ -19,12 +20,8 @@ WandbMode = Literal["off", "offline", "online"]
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace a small file whole, so that no reader sees half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def read_summary(run: Path) -> dict[str, Any]:

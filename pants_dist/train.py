@@ -21,6 +21,7 @@ from pants_dist import __version__, cluster, config
 from pants_dist.callbacks import STOP_REQUEST, Checkpoints, Logging, Stopping, Validation
 from pants_dist.cases import assign_splits
 from pants_dist.config import Settings
+from pants_dist.disk import replacing
 from pants_dist.errors import UserError
 from pants_dist.evaluate import validation_cases
 from pants_dist.loader import Loader, Reader, make_source
@@ -123,12 +124,8 @@ class PlainCheckpoints(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with open(temporary, "wb") as file:
+        with replacing(path) as file:
             torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
         return torch.load(path, map_location=map_location, weights_only=True)

@@ -12,7 +12,8 @@ ORDER = [  # a module imports only from those that stand after it
     "__main__", "cli", "demo", "doctor", "submit", "dashboard", "info", "train", "callbacks", "evaluate", "results",
     "report", "phantom", "scanner", "anatomy", "shapes", "conversion", "loader", "cluster", "store", "casefile", "shard",
     "plan", "cohort", "pictures", "figures", "comparisons", "gaps", "detection", "roc", "resampling", "stats", "metrics",
-    "surface", "surfels", "model", "augment", "progress", "tracking", "cases", "config", "settings", "structures", "errors",
+    "surface", "surfels", "model", "augment", "progress", "tracking", "cases", "config", "settings", "structures",
+    "disk", "errors",
 ]  # fmt: skip
 OWNERS = {
     "zarr": {"store"},
@@ -21,7 +22,7 @@ OWNERS = {
     "wandb": {"tracking"},
     "nibabel": {"conversion.nifti"},
 }
-CONVERSION_MAY_IMPORT = {"store", "casefile", "shard", "cases", "structures", "cluster", "errors"}
+CONVERSION_MAY_IMPORT = {"store", "casefile", "shard", "cases", "structures", "cluster", "disk", "errors"}
 
 
 def modules() -> dict[str, str]:
