@@ -57,26 +57,34 @@ def read_masks(
     shape_ijk: tuple[int, ...],
     digests: Digests,
     memory: Memory | None = None,
-) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """(structure, mask, which of the 256 values mean inside) of those of `names` that the case has, in that order.
+) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray | None]]:
+    """(structure, mask, which of the 256 values mean inside, affine) of those of `names` that the case has, in that order.
 
-    A mask is flat uint8 in index order, valid only until the next one. Raises BadImage with the file's name.
+    A mask is flat uint8 in index order, valid only until the next one; its file's affine is None for npz. Raises
+    BadImage with the file's name.
     """
     scratch, maps, room = memory.mask if memory else Scratch(), dict[Path, np.ndarray](), np.empty(0, np.uint8)
+    affines: dict[Path, np.ndarray | None] = {}
     for name in (name for name in names if name in source.masks):
         path = source.masks[name]
         try:
             if name not in source.values:
-                yield name, *binary(_decode(source, path, digests.read(path), scratch), shape_ijk)
+                volume = _decode(source, path, digests.read(path), scratch)
+                yield name, *binary(volume, shape_ijk), _affine(path, volume)
                 continue
             if path not in maps:
-                maps[path] = numbers(_decode(source, path, digests.read(path)), shape_ijk)
+                volume = _decode(source, path, digests.read(path))
+                maps[path], affines[path] = numbers(volume, shape_ijk), _affine(path, volume)
                 _check_named(maps[path], {n for s, ns in source.values.items() if source.masks[s] == path for n in ns})
             room = room if len(room) else np.empty(len(maps[path]), np.uint8)
             np.take(_table(source.values[name], maps[path].dtype), maps[path], out=room)
         except BadImage as error:
             raise BadImage(error.reason, path.name) from error
-        yield name, room, INSIDE
+        yield name, room, INSIDE, affines[path]
+
+
+def _affine(path: Path, volume: Volume) -> np.ndarray | None:
+    return None if path.suffix == ".npz" else volume.affine
 
 
 def _decode(source: Source, path: Path, data: bytes, scratch: Scratch | None = None) -> Volume:

@@ -13,15 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from conversion import nifti
-from conversion.merge import Combinations, TooManyValues, locate
+from conversion import audit, nifti
+from conversion.components import Components, components
+from conversion.merge import BLOCK, Combinations, TooManyValues, locate
 from conversion.nifti import BadImage, Volume
 from conversion.reading import Digests, Memory, read_image, read_masks, some_values
 from conversion.source import CASE_ID, Source
 from pants_dist.casefile import write_case
-from pants_dist.structures import LESION, bit_order
+from pants_dist.structures import LESION, PANTS, bit_order
 
-CONVERTER = "pants-dist conversion 1"  # a case made by another is made again; count up when files would differ
+CONVERTER = "pants-dist conversion 2"  # a case made by another is made again; count up when files would differ
 COORDINATES = 2000  # a structure's voxels that can be drawn as patch centers
 HU_SAMPLE = 256  # a case's share in the intensity statistics of training
 
@@ -31,7 +32,7 @@ class Labels:
     """A case's masks, merged. Volumes and positions are flat, in the index order of the files.
 
     `palette` has the bitmask of each code, `voxels` how many carry it, `blocks` the non-empty voxels in each block of
-    `codes`, `positions` the voxels of a structure that were drawn.
+    `codes`, `positions` the voxels of a structure that were drawn, `affines` (4, 4) what the masks' files say.
     """
 
     structures: tuple[str, ...]
@@ -40,6 +41,8 @@ class Labels:
     voxels: list[int]
     blocks: np.ndarray
     positions: Mapping[str, np.ndarray]
+    affines: Mapping[str, np.ndarray]
+    lesions: Components
 
     def count(self, name: str) -> int:
         """Voxels of one structure."""
@@ -84,26 +87,36 @@ def merge_masks(source: Source, image: Volume, digests: Digests, memory: Memory)
     shape = image.array_ijk.shape
     structures = bit_order(set(source.masks))
     combinations = Combinations(image.array_ijk.size, memory.codes.room(image.array_ijk.size))
-    positions = {}
-    for name, mask, on in read_masks(source, structures, shape, digests, memory):
+    positions, affines, lesions = {}, {}, Components()
+    for name, mask, on, affine in read_masks(source, structures, shape, digests, memory):
         try:
             blocks = combinations.add(mask, structures.index(name), on)
         except TooManyValues as error:
             reason = f"a mask with more than two values, {some_values(mask)}"
             raise BadImage(reason, source.masks[name].name) from error
+        if affine is not None:
+            affines[name] = affine
         if blocks.any():
-            positions[name] = _draw(source.case, name, mask, blocks, shape)
-    return Labels(structures, *combinations.palette(), positions)
+            if name == LESION:
+                lesions = _components(mask, on, blocks, image)
+            positions[name] = _draw(f"{source.case}/{name}", mask, blocks, lesions if name == LESION else Components())
+    return Labels(structures, *combinations.palette(), positions, affines, lesions)
 
 
-def _draw(case: str, structure: str, mask: np.ndarray, blocks: np.ndarray, shape_ijk: tuple[int, ...]) -> np.ndarray:
-    """Positions of up to COORDINATES set voxels of a mask; of a lesion, in each of its components."""
+def _components(mask: np.ndarray, on: np.ndarray, blocks: np.ndarray, image: Volume) -> Components:
+    """Of a flat mask that has a voxel; only the planes from its first to its last are looked at."""
+    shape = image.array_ijk.shape
+    plane, holding = shape[0] * shape[1], np.flatnonzero(blocks)
+    first, stop = int(holding[0]) * BLOCK // plane, -(-(int(holding[-1]) + 1) * BLOCK // plane)
+    slab = mask.reshape(shape, order="F")[:, :, first:stop]
+    return components(on[slab], first, image.array_ijk)
+
+
+def _draw(key: str, mask: np.ndarray, blocks: np.ndarray, pieces: Components) -> np.ndarray:
+    """Positions of up to COORDINATES set voxels of a mask, one in each of its `pieces` among them."""
     total = int(blocks.sum())
-    chosen = np.zeros(0, np.int64)
-    if structure == LESION and total > COORDINATES:
-        chosen = _one_a_component(case, mask.reshape(shape_ijk, order="F"))
-    wanted = max(COORDINATES - len(chosen), 0)
-    drawn = locate(mask, blocks, _strata(f"{case}/{structure}", total, wanted))
+    chosen = pieces.positions if total > COORDINATES else pieces.positions[:0]
+    drawn = locate(mask, blocks, _strata(key, total, max(COORDINATES - len(chosen), 0)))
     return np.union1d(drawn, chosen) if len(chosen) else drawn
 
 
@@ -119,34 +132,6 @@ def _strata(key: str, total: int, wanted: int) -> np.ndarray:
     return edges[:-1] + bits * np.diff(edges) // (1 << 32)
 
 
-def _one_a_component(case: str, mask_ijk: np.ndarray) -> np.ndarray:
-    """Positions (Fortran order) of one voxel of each 26-connected component."""
-    import cc3d
-
-    corner, box = _bounding_box(mask_ijk)
-    components = cc3d.connected_components(np.asfortranarray(box), connectivity=26)
-    where = np.flatnonzero(components.reshape(-1, order="F"))
-    numbers = components.reshape(-1, order="F")[where]
-    order = np.argsort(numbers, kind="stable")
-    ends = np.cumsum(np.bincount(numbers)[1:])
-    middles = where[order[(np.concatenate([[0], ends[:-1]]) + ends) // 2]]
-    local = np.unravel_index(middles, box.shape, "F")
-    indices = tuple(axis + start for axis, start in zip(local, corner, strict=True))
-    return np.ravel_multi_index(indices, mask_ijk.shape, order="F")
-
-
-def _bounding_box(mask_ijk: np.ndarray) -> tuple[tuple[int, ...], np.ndarray]:
-    """(first index along each axis, the part of a non-empty mask inside its bounding box)."""
-    corner: list[int] = []
-    box = mask_ijk
-    for axis in (2, 1, 0):  # the slowest axis first: each step leaves less for the next
-        others = tuple(other for other in range(3) if other != axis)
-        inside = np.flatnonzero(box.any(axis=others))
-        corner.insert(0, int(inside[0]))
-        box = box[tuple(slice(inside[0], inside[-1] + 1) if a == axis else slice(None) for a in range(3))]
-    return tuple(corner), box
-
-
 def _coordinates_zyx(image: Volume, positions: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Flat positions as (n, 3) coordinates z, y, x in the store's order."""
     together = np.concatenate([np.zeros(0, np.int64), *positions.values()])
@@ -157,9 +142,9 @@ def _coordinates_zyx(image: Volume, positions: Mapping[str, np.ndarray]) -> dict
 
 
 def _record(source: Source, image: Volume, labels: Labels) -> dict[str, Any]:
-    """What the case's file says of itself, all but its sources. Pure."""
+    """What the case's file says of itself, all but its sources. Pure. Raises BadImage (conversion.audit)."""
     voxels = {name: labels.count(name) for name in source.masks}
-    notes = list(_notes(source, image, voxels))
+    measured, notes = _audit(source, image, labels, voxels)
     annotated = [name for name in labels.structures if name in source.annotated or voxels.get(name)]
     if source.about["tumor_flag"] and voxels.get(LESION) == 0:
         annotated = [name for name in annotated if name != LESION]
@@ -179,9 +164,29 @@ def _record(source: Source, image: Volume, labels: Labels) -> dict[str, Any]:
         "source_dtype": image.dtype.name,
         "source_slope": image.slope,
         "source_inter": image.inter,
+        "audit": json.dumps(measured, sort_keys=True),
         "notes": notes,
         "converter": CONVERTER,
     }
+
+
+def _audit(
+    source: Source, image: Volume, labels: Labels, voxels: Mapping[str, int]
+) -> tuple[dict[str, Any], list[str]]:
+    """(what was measured, notes). Raises BadImage where masks and CT do not belong to one another."""
+    flat = image.array_ijk.reshape(-1, order="F")
+    hu = {name: flat[where] for name, where in labels.positions.items()}
+    pancreas, pancreas_notes = audit.pancreas_notes(labels.palette, labels.voxels, labels.structures)
+    measured = audit.measure(image, voxels, hu, labels.lesions) | pancreas
+    about = source.about
+    notes = [
+        *_notes(source, image, voxels),
+        *audit.geometry_notes(image),
+        *audit.affine_notes(image, labels.affines, labels.positions),
+        *pancreas_notes,
+        *audit.content_notes(about["phase"], about["tumor_flag"], voxels, measured),
+    ]
+    return measured, notes
 
 
 def _sample_hu(case: str, image: Volume, labels: Labels) -> list[float]:
@@ -196,10 +201,9 @@ def _notes(source: Source, image: Volume, voxels: Mapping[str, int]) -> Iterator
         low, high = image.array_ijk.min(), image.array_ijk.max()
         why = "not whole numbers" if image.array_ijk.dtype.kind == "f" else "beyond int16"
         yield f"HU kept as {image.array_ijk.dtype.name}: {why}, from {low:g} to {high:g}"
-    if missing := sorted(set(source.annotated) - set(voxels)):
+    expected = {*source.annotated, *(PANTS if source.dataset == "PanTS" else ())}
+    if missing := sorted(expected - set(voxels)):
         yield f"masks missing: {', '.join(missing)}"
-    if source.about["tumor_flag"] and voxels.get(LESION) == 0:
-        yield "tumor? is 1 and the lesion mask is empty: lesion taken as not annotated"
 
 
 def _sources(source: Source, digests: Digests) -> dict[str, Any]:

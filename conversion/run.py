@@ -4,7 +4,6 @@ What is finished is known from the disk: a case's file appears whole, by a renam
 the manifest is written when every case of the sources is either done or refused.
 """
 
-import json
 import re
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -23,8 +22,8 @@ from conversion.reading import Memory
 from conversion.repack import convert_case
 from conversion.resume import current_row
 from pants_dist.cluster import usable_cores
-from pants_dist.errors import DamagedError, UserError
-from pants_dist.store import open_store, write_manifest
+from pants_dist.errors import UserError
+from pants_dist.store import SCHEMA, open_store, write_manifest
 
 
 @dataclass(frozen=True)
@@ -55,9 +54,6 @@ class Summary:
     elsewhere: int = 0  # cases that other slices have still to do
     planned: list[str] = field(default_factory=list)  # cases that a dry run would convert
     digest: str | None = None  # of the manifest; None while it cannot be written yet
-    source_bytes: int = 0
-    store_bytes: int = 0
-    source_files: int = 0
 
     @property
     def exit_code(self) -> int:
@@ -196,9 +192,9 @@ def known_rows(store: Path) -> Rows:
     if (store / "manifest.parquet").is_file():
         try:
             rows = {row["case"]: row for row in open_store(store).table.to_pylist()}
-        except DamagedError:
+        except UserError:  # damaged, or of another format version
             pass  # the cases' files know everything but the times of their sources
-    return rows | read_rows(store)
+    return rows | {case: row for case, row in read_rows(store).items() if set(row) == set(SCHEMA.names)}
 
 
 def _check(mine: list[Source], known: Rows, summary: Summary, workers: int, on_event: Listener) -> Rows:
@@ -304,7 +300,7 @@ def _stopped(summary: Summary, reason: str, stale: list[Source]) -> str:
 
 
 def _finish(summary: Summary, everything: list[Source], alone: bool, unlimited: bool, on_event: Listener) -> None:
-    """Write the manifest if every case is either done or refused, and count what the store has now.
+    """Write the manifest if every case is either done or refused.
 
     Where no other process works on the store (`alone`), what journals and quarantine had to say is gathered up;
     refusals of cases that are no longer in their dataset are forgotten.
@@ -321,10 +317,6 @@ def _finish(summary: Summary, everything: list[Source], alone: bool, unlimited: 
         cases, roots = {source.case for source in everything}, {str(source.root) for source in everything}
         gone = {case for case in refused if unlimited and case not in cases and refused[case]["root"] in roots}
         gather(store, [line for case, line in refused.items() if case not in gone])
-    mine = [rows[case] for case in summary.converted + summary.kept if case in rows]
-    summary.source_bytes = sum(row["source_bytes"] for row in mine)
-    summary.store_bytes = sum(row["file_bytes"] for row in mine)
-    summary.source_files = sum(len(json.loads(row["sources"])) for row in mine)
 
 
 def _is_there(store: Path, row: dict[str, Any]) -> bool:

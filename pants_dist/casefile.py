@@ -21,7 +21,7 @@ from pants_dist import shard
 from pants_dist.disk import replacing, sync_folder
 from pants_dist.errors import DamagedError, UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 AIR_HU = -1024
 DATA_KEYS = {"image": "0/c/0/0/0", "codes": "labels/structures/0/c/0/0/0", "foreground": "foreground/c/0/0"}
 ZIP_COMMENT = {"ome": {"version": "0.5", "zipFile": {"centralDirectory": {"jsonFirst": True}}}}
@@ -37,14 +37,14 @@ RECORD = pa.schema([  # what a case says of itself: kept in the case's zarr.json
     ("source_shape_ijk", _ints), ("source_orientation", _text), ("source_affine", pa.list_(pa.float64())),
     ("source_dtype", _text), ("source_slope", pa.float64()), ("source_inter", pa.float64()),
     ("source_bytes", pa.int64()),
-    ("sources", _text), ("notes", _texts), ("converter", _text),
+    ("sources", _text), ("audit", _text), ("notes", _texts), ("converter", _text),
 ])  # fmt: skip
 LAYOUT = pa.schema([  # where things lie in the case's file: found by looking at the file
     ("shape_zyx", _ints), ("image_dtype", _text), ("codes_dtype", _text),
     ("file_bytes", pa.int64()), ("sha256", _text),
     ("image_offset", pa.int64()), ("image_bytes", pa.int64()), ("codes_offset", pa.int64()), ("codes_bytes", pa.int64()),
     ("foreground_offset", pa.int64()), ("foreground_bytes", pa.int64()), ("foreground_ranges", _text),
-    ("source_mtimes_ns", _text),
+    ("image_crc32", pa.int64()), ("source_mtimes_ns", _text),
 ])  # fmt: skip
 
 
@@ -179,6 +179,7 @@ def row_of(path: Path) -> dict[str, Any]:
     try:
         with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
             found = {key: _data_range(file, archive, key) for key in DATA_KEYS.values()}
+            member = archive.NameToInfo.get(DATA_KEYS["image"])
             root, image, codes, foreground = (
                 json.loads(archive.read(f"{group}zarr.json"))
                 for group in ("", "0/", "labels/structures/0/", "foreground/")
@@ -193,6 +194,7 @@ def row_of(path: Path) -> dict[str, Any]:
     for name, key in DATA_KEYS.items():
         row[f"{name}_offset"], row[f"{name}_bytes"] = found[key]
     row |= {"shape_zyx": image["shape"], "image_dtype": image["data_type"], "codes_dtype": codes["data_type"]}
+    row["image_crc32"] = member.CRC if member else 0
     row |= {"foreground_ranges": json.dumps(foreground["attributes"]["ranges"]), "source_mtimes_ns": None}
     return row | {"file_bytes": path.stat().st_size, "sha256": file_digest(path)}
 

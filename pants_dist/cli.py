@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -70,30 +71,46 @@ def convert(given: Given) -> int:
             given.sources, given.store, layout=given.layout, metadata=given.metadata, workers=given.workers,
             slice_=parse_slice(given.slice) if given.slice else None, limit=given.limit,
             cases=parse_cases(given.cases) if given.cases else None, dry_run=given.dry_run,
-            on_event=lambda event: _tell_conversion(event, tell),
+            on_event=_Conversion(tell).hears,
         )  # fmt: skip
     return ends(*_after_conversion(summary, given.dry_run))
 
 
-def _tell_conversion(event: Any, tell: Callable[..., None]) -> None:
-    if event.total:
-        tell(event.done, event.total)
-    if event.kind not in ("checked", "converted"):
-        print(event.text, flush=True)
+class _Conversion:
+    """Shows a conversion's events: lines of what is worth one, and how far it is, how fast, how many were refused."""
+
+    def __init__(self, tell: Callable[..., None]) -> None:
+        self.tell, self.begun, self.read, self.refused = tell, time.monotonic(), 0, 0
+
+    def hears(self, event: Any) -> None:
+        self.read += event.source_bytes
+        self.refused += event.kind == "refused"
+        if event.total:
+            self.tell(event.done, event.total, "" if event.kind == "checked" else self._pace())
+        elif event.kind == "plan":
+            self.begun = time.monotonic()
+        if event.kind not in ("checked", "converted"):
+            print(event.text, flush=True)
+
+    def _pace(self) -> str:
+        rate = self.read / 1e9 / max(time.monotonic() - self.begun, 1e-3)
+        return f"{rate:.3f} GB/s, {self.refused:,} quarantined"
 
 
 def _after_conversion(summary: Any, dry_run: bool) -> tuple[Any, ...]:
-    """Prints what a conversion came to; returns its exit code and what to do next."""
+    """Prints what a conversion came to, and what the store holds now; returns its exit code and what to do next."""
+    from pants_dist.info import describe, lines
+    from pants_dist.store import open_store
+
     if dry_run:
         return 0, f"the same command without --dry-run converts {len(summary.planned):,} cases"
     converted, kept, refused = (len(part) for part in (summary.converted, summary.kept, summary.refused))
     print(f"{converted:,} cases converted, {kept:,} there already, {refused:,} refused")
-    before, after = f"{summary.source_bytes / 1e6:,.1f} MB", f"{summary.store_bytes / 1e6:,.1f} MB"
-    print(f"{before} in {summary.source_files:,} files became {after} in {converted + kept:,}")
     if summary.elsewhere:
         return summary.exit_code, f"convert the other slices: {summary.elsewhere:,} cases are still to do"
     if not summary.digest:
         return summary.exit_code, "mend the sources, then run the same command: no case could be converted"
+    print("\n".join(lines(describe(open_store(summary.store)))))
     return summary.exit_code, "pants-dist verify", summary.store
 
 

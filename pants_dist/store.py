@@ -69,7 +69,8 @@ def open_store(path: str | os.PathLike) -> "Store":
     version = marks.get("pants_dist.format_version")
     if version != str(FORMAT_VERSION):
         raise UserError(
-            f"store {folder}: format version {version}, this program reads {FORMAT_VERSION}; convert it again"
+            f"store {folder}: format version {version}, this program reads {FORMAT_VERSION}; "
+            f'run "pants-dist convert SRC {folder}", which makes its cases anew in place'
         )
     if not table.schema.equals(SCHEMA) or "pants_dist.digest" not in marks:
         raise DamagedError(f"{manifest}: damaged (not the columns of version {version}); run the conversion again")

@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 from sources import SHARED, need, write_pants, write_pants_case
 
-from conversion import nifti
+import pants_dist.store
+from conversion import nifti, repack
 from conversion.journal import JOURNAL, Writer, quarantined, read_rows
+from conversion.layouts import recognise
 from conversion.pool import Died, run_jobs
 from conversion.run import Event, convert, parse_slice
+from pants_dist import casefile
 from pants_dist.errors import UserError
-from pants_dist.store import open_store
+from pants_dist.store import open_store, write_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -108,6 +111,25 @@ def test_a_case_removed_from_the_store_comes_back(pants: Path, store: Path, tmp_
     (folder / "manifest.parquet").unlink()
     assert convert([pants], folder, workers=1).converted == []
     assert open_store(folder).digest == open_store(store).digest
+
+
+def test_a_store_of_an_older_format_is_refused_and_made_anew(
+    pants: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading version 1 names the command that mends it; that command converts every case, whatever the journal says."""
+    folder = tmp_path / "store"
+    (folder / "cases").mkdir(parents=True)
+    with monkeypatch.context() as older:
+        for module in (casefile, pants_dist.store):
+            older.setattr(module, "FORMAT_VERSION", 1)
+        older.setattr(repack, "CONVERTER", "pants-dist conversion 1")
+        rows = [repack.convert_case(source, folder / "cases") for source in recognise(pants).sources]
+        write_manifest(folder, rows)
+        Writer(folder, JOURNAL).append({"row": {"case": rows[0]["case"], "converter": "pants-dist conversion 1"}})
+    with pytest.raises(UserError, match='format version 1, this program reads 2; run "pants-dist convert SRC '):
+        open_store(folder)
+    assert len(convert([pants], folder, workers=1).converted) == 5
+    assert files_of(folder) == files_of(store) and open_store(folder).digest == open_store(store).digest
 
 
 def convert_in_a_process(source: Path, store: Path, before: str = "") -> subprocess.Popen:

@@ -159,7 +159,7 @@ def test_foreground_hu_samples_annotated_voxels(tmp_path: Path) -> None:
 def test_wide_and_fractional_hu_are_kept_and_noted(tmp_path: Path) -> None:
     """HU beyond int16 become int32, fractions stay floating point; a note says which and why."""
     wide, half = np.full((3, 3, 3), 40_000, np.int32), np.full((3, 3, 3), 0.5, np.float32)
-    mask = {"liver": np.ones((3, 3, 3), np.uint8)}
+    mask = {"colon": np.ones((3, 3, 3), np.uint8)}
     row = stored(write_source(tmp_path / "a", wide, mask), tmp_path / "a" / "store")
     assert row["image_dtype"] == "int32" and row["notes"] == ["HU kept as int32: beyond int16, from 40000 to 40000"]
     row = stored(write_source(tmp_path / "b", half, mask), tmp_path / "b" / "store")
