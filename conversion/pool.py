@@ -14,17 +14,10 @@ from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from pants_dist.cluster import die_with_parent
+from pants_dist.cluster import Died, die_with_parent
 
 PRELOAD = ["conversion.repack"]  # imported once, in the process that the workers are forked from
 PATIENCE_SECONDS = 5.0
-
-
-@dataclass(frozen=True)
-class Died:
-    """In the place of a job's result: the worker that had it is gone."""
-
-    reason: str
 
 
 @dataclass

@@ -6,7 +6,7 @@ the manifest is written when every case of the sources is either done or refused
 
 import re
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -17,11 +17,11 @@ from conversion import space
 from conversion.journal import JOURNAL, QUARANTINE, Writer, clear, gather, quarantined, read_rows
 from conversion.layouts import Found, Source, recognise
 from conversion.nifti import BadImage
-from conversion.pool import Died, run_jobs
+from conversion.pool import run_jobs
 from conversion.reading import Memory
 from conversion.repack import convert_case
 from conversion.resume import current_row
-from pants_dist.cluster import usable_cores
+from pants_dist.cluster import Died, run_on_nodes, usable_cores
 from pants_dist.errors import UserError
 from pants_dist.store import SCHEMA, open_store, write_manifest
 
@@ -72,6 +72,7 @@ class _Result:
 Rows = dict[str, dict[str, Any]]  # case -> manifest row
 Job = tuple[Source, dict[str, Any] | None]  # a case, and the row that is known of it
 Listener = Callable[[Event], None]
+Run = Callable[..., Generator[tuple[Any, Any], None, None]]  # run(function, jobs) yields (job, function(job))
 
 
 def convert(
@@ -81,6 +82,7 @@ def convert(
     layout: str = "auto",
     metadata: Path | None = None,
     workers: int | None = None,
+    ray: str | None = None,
     slice_: tuple[int, int] | None = None,
     limit: int | None = None,
     cases: Sequence[str] | None = None,
@@ -90,22 +92,25 @@ def convert(
     """Repack the datasets in `sources` (folders) into the folder `store`; the same call again goes on where it stopped.
 
     `layout` names a reader of conversion.layouts.LAYOUTS or is "auto"; `metadata` is the dataset's table where it does
-    not lie beside it. `workers` processes (None: one a core) convert case by case. `slice_` (i, n), from 1, takes every
-    n-th case, so that n jobs can share a store; `cases` takes those alone, `limit` the first cases by id; `dry_run` only
-    says what there is to do. `on_event` hears of everything as it happens, in this process.
+    not lie beside it. `workers` processes (None: one a core) convert case by case: on this machine or, with the address
+    `ray`, on the nodes of that Ray cluster, which must see the same folders. `slice_` (i, n), from 1, takes every n-th
+    case, so that n jobs can share a store; `cases` takes those alone, `limit` the first cases by id; `dry_run` only says
+    what there is to do. `on_event` hears of everything as it happens, in this process.
 
     A refused case is quarantined and stops nothing; what an earlier conversion made of it stays. Raises UserError for
     sources that are missing, empty or like no layout, for a store that is something else, and where the disk is full.
     """
     check_options(workers, slice_, limit)
-    found = [recognise(Path(source), layout, metadata) for source in sources]
+    place = Path.absolute if ray else Path  # other nodes work in other folders
+    found = [recognise(place(Path(source)), layout, metadata) for source in sources]
     everything = chosen(_unique(found), cases)[:limit]
     mine = everything[slice_[0] - 1 :: slice_[1]] if slice_ else everything
     for event in _introduction(found, everything, mine):
         on_event(event)
-    summary = Summary(Path(store), [note for part in found for note in part.notes])
+    run = partial(run_on_nodes, address=ray, most=workers) if ray else partial(run_jobs, workers=workers or usable_cores())
+    summary = Summary(place(Path(store)), [note for part in found for note in part.notes])
     known = known_rows(summary.store)
-    kept = _check(mine, known, summary, workers or usable_cores(), on_event)
+    kept = _check(mine, known, summary, run, on_event)
     stale = [source for source in mine if source.case not in kept]
     needed = space.need(stale, summary.store)
     room = f"; {needed.text}" if stale else ""
@@ -116,7 +121,7 @@ def convert(
 
     space.check(needed, summary.store)
     journal = _prepare(summary.store, mine if slice_ else None, known, kept, stale)
-    _convert(stale, journal, summary, workers or usable_cores(), on_event)
+    _convert(stale, journal, summary, run, on_event)
     _finish(summary, everything, slice_ is None, limit is None and cases is None, on_event)
     return summary
 
@@ -197,12 +202,12 @@ def known_rows(store: Path) -> Rows:
     return rows | {case: row for case, row in read_rows(store).items() if set(row) == set(SCHEMA.names)}
 
 
-def _check(mine: list[Source], known: Rows, summary: Summary, workers: int, on_event: Listener) -> Rows:
+def _check(mine: list[Source], known: Rows, summary: Summary, run: Run, on_event: Listener) -> Rows:
     """The rows of those cases that are done already and still what their sources would give."""
     folder = summary.store / "cases"
     jobs: list[Job] = [(s, known.get(s.case)) for s in mine if (folder / f"{s.case}.ozx").is_file()]
     kept: Rows = {}
-    with closing(run_jobs(partial(_check_one, folder), jobs, workers)) as results:
+    with closing(run(partial(_check_one, folder), jobs)) as results:
         for number, ((source, _), row) in enumerate(results, 1):
             if isinstance(row, dict):
                 kept[source.case] = row
@@ -241,10 +246,10 @@ def _prepare(store: Path, owned: list[Source] | None, known: Rows, kept: Rows, s
     return journal
 
 
-def _convert(stale: list[Source], journal: Writer, summary: Summary, workers: int, on_event: Listener) -> None:
+def _convert(stale: list[Source], journal: Writer, summary: Summary, run: Run, on_event: Listener) -> None:
     """Convert case by case; every result is on record before the next one is looked at."""
     refusals, before = Writer(summary.store, QUARANTINE), quarantined(summary.store)
-    with closing(run_jobs(partial(_convert_one, summary.store / "cases"), stale, workers)) as results:
+    with closing(run(partial(_convert_one, summary.store / "cases"), stale)) as results:
         for number, (source, result) in enumerate(results, 1):
             if isinstance(result, Died):
                 result = _Result("refused", reason=result.reason)

@@ -9,11 +9,11 @@ import numpy as np
 from conversion.export import case_volumes, inside_of
 from conversion.layouts import recognise
 from conversion.nifti import BadImage
-from conversion.pool import Died, run_jobs
+from conversion.pool import run_jobs
 from conversion.reading import Digests, read_image, read_masks
 from conversion.source import Source
 from pants_dist.casefile import row_of
-from pants_dist.cluster import usable_cores
+from pants_dist.cluster import Died, usable_cores
 from pants_dist.errors import DamagedError
 from pants_dist.store import Store, manifest_digest, open_store
 

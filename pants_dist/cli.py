@@ -68,7 +68,7 @@ def convert(given: Given) -> int:
 
     with shown("convert") as tell:
         summary = repack(
-            given.sources, given.store, layout=given.layout, metadata=given.metadata, workers=given.workers,
+            given.sources, given.store, layout=given.layout, metadata=given.metadata, workers=given.workers, ray=given.ray,
             slice_=parse_slice(given.slice) if given.slice else None, limit=given.limit,
             cases=parse_cases(given.cases) if given.cases else None, dry_run=given.dry_run,
             on_event=_Conversion(tell).hears,
@@ -275,6 +275,7 @@ def _add_data_verbs(add: Callable[[Callable[[Given], int]], Parser]) -> None:
     verb.add_argument("--layout", default="auto", help="how SRC is laid out (default: found out)")
     verb.add_argument("--metadata", metavar="FILE", type=Path, help="the dataset's table, where it is not in SRC")
     verb.add_argument("--workers", metavar="N", type=int, help="processes (default: one a core)")
+    verb.add_argument("--ray", metavar="ADDRESS", help="work on all nodes of this Ray cluster, such as auto")
     verb.add_argument("--slice", metavar="I/N", help="only every N-th case, from the I-th: for N jobs on one store")
     verb.add_argument("--limit", metavar="N", type=int, help="only the first N cases")
     verb.add_argument("--cases", metavar="LIST", help="only these: ids with commas, or a file with one a line")

@@ -11,10 +11,12 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,15 @@ from pants_dist.errors import UserError
 
 READER_SLOT = "pants_reader"  # readers ask for this, not for CPUs: training processes would starve them otherwise
 SHARED_MEMORY = Path("/dev/shm")
+PATIENCE_SECONDS = 10.0  # for an answer from another node
 LONGEST_TEMPORARY = 40  # Ray's sockets lie below it, and a socket's path may have 107 bytes
+
+
+@dataclass(frozen=True)
+class Died:
+    """In the place of a job's result: the worker that had it is gone."""
+
+    reason: str
 
 
 def usable_cores() -> int:
@@ -126,6 +136,53 @@ def joined() -> None:
         if not address:
             raise UserError('RAY_ADDRESS is not set; start with "pants-dist train", or use --loader.kind local')
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+
+
+def _knock(address: str) -> None:
+    """Raises OSError where nobody listens at HOST:PORT: Ray itself would try for ever. Other addresses are Ray's words."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), PATIENCE_SECONDS).close()
+
+
+def _call(function: Callable[[Any], Any], job: Any) -> Any:
+    return function(job)
+
+
+def run_on_nodes(
+    function: Callable[[Any], Any], jobs: Iterable[Any], address: str, most: int | None = None
+) -> Generator[tuple[Any, Any], None, None]:
+    """Yield (job, function(job)) as they are done on any node of the Ray at `address`, in any order.
+
+    One job a CPU of the cluster at a time, `most` altogether; (job, Died) where its worker or its node died. `function`
+    must be importable on every node and should not raise. Raises UserError where there is no Ray to join.
+    """
+    import ray
+
+    try:
+        _knock(address)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f'--ray {address}: no Ray cluster to join ({reason}); start one with "ray start --head"') from error
+    try:
+        task: Any = ray.remote(num_cpus=1, max_retries=0)(_call)  # a retry could meet the same lack of memory for ever
+        waiting, running = iter(jobs), dict[Any, Any]()
+        while True:
+            room = min(most or sys.maxsize, int(ray.cluster_resources().get("CPU", 1)))
+            while len(running) < room and (job := next(waiting, None)) is not None:
+                running[task.remote(function, job)] = job
+            if not running:
+                return
+            done, _ = ray.wait(list(running))
+            for reference in done:
+                try:
+                    result = ray.get(reference)
+                except ray.exceptions.RayError as error:
+                    result = Died(f"its worker on the Ray cluster died ({str(error).splitlines()[0]}); run the command again")
+                yield running.pop(reference), result
+    finally:
+        ray.shutdown()
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from small import make_store
+from sources import write_pants
 
 from pants_dist import __version__, cli
 
@@ -100,6 +101,12 @@ def test_bad_input_is_one_line(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_ray_cluster_that_is_not_there_is_one_line(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Ray itself would knock for ever."""
+    assert cli.main(["convert", str(write_pants(tmp_path / "PanTS", [1])), str(tmp_path / "s"), "--ray", "127.0.0.1:1"]) == 2
+    assert "--ray 127.0.0.1:1: no Ray cluster to join" in capsys.readouterr().err
+
+
 def test_a_store_that_is_not_finished_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """Each is one line that names the store, what is the matter, and the next command."""
     (tmp_path / "empty").mkdir()
@@ -148,6 +155,25 @@ def test_info_tells_people_and_programs(store: Path, capsys: pytest.CaptureFixtu
     facts = json.loads(said.out)
     assert (facts["cases"], facts["with_lesion"], facts["centers"]["Center A"]["cases"]) == (4, 2, 2)
     assert said.err.startswith("Next: ")
+
+
+def test_convert_ends_with_what_info_shows_later(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Centers by split, bytes and files before and after, problems by kind, and what was refused, which makes it 1."""
+    source = write_pants(tmp_path / "PanTS", [1, 2, 3, 9001])
+    (source / "ImageTr" / "PanTS_00000003" / "ct.nii.gz").write_bytes(b"")
+    assert cli.main(["convert", str(source), str(tmp_path / "store")]) == 1
+    told = capsys.readouterr()
+    assert "GB/s, 1 quarantined" in told.err
+    assert cli.main(["info", str(tmp_path / "store")]) == 0
+    later = capsys.readouterr().out.splitlines()
+    said = told.out.splitlines()
+    assert said[said.index(later[0]) : -1] == later[:-1]
+    assert "3 cases converted, 0 there already, 1 refused" in said
+    assert any(line.startswith("size ") and "in 4 files" in line and line.endswith("in 87") for line in later)
+    assert "refused    PanTS_00000003: ct.nii.gz: empty file (0 bytes)" in later
+    assert any(line.startswith("note       pancreas differs from head, body and tail") for line in later)
+    assert next(line.split() for line in later if "Hospital B" in line) == ["Hospital", "B", "single", "1", "1", "0", "1"]
+    assert next(line.split() for line in later if "Hospital C" in line)[3:6] == ["1", "1", "0"]
 
 
 def test_verify_says_whole_or_names_the_damage(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -16,9 +16,10 @@ import pants_dist.store
 from conversion import nifti, repack
 from conversion.journal import JOURNAL, Writer, quarantined, read_rows
 from conversion.layouts import recognise
-from conversion.pool import Died, run_jobs
+from conversion.pool import run_jobs
 from conversion.run import Event, convert, parse_slice
 from pants_dist import casefile
+from pants_dist.cluster import Died
 from pants_dist.errors import UserError
 from pants_dist.store import open_store, write_manifest
 
@@ -69,6 +70,28 @@ def test_files_do_not_depend_on_workers_or_slices(pants: Path, store: Path, tmp_
     for other in (tmp_path / "two", tmp_path / "slices"):
         assert files_of(other) == files_of(store)
         assert open_store(other).digest == open_store(store).digest
+
+
+def test_files_do_not_depend_on_the_nodes_of_a_ray_cluster(pants: Path, store: Path, tmp_path: Path) -> None:
+    """Workers on two nodes of a Ray cluster write the same bytes."""
+    program = f"""
+from ray.cluster_utils import Cluster
+from conversion.run import convert
+cluster = Cluster(initialize_head=True, head_node_args={{"num_cpus": 1, "include_dashboard": False}})
+try:
+    cluster.add_node(num_cpus=1)
+    summary = convert([{str(pants)!r}], {str(tmp_path / "ray")!r}, ray=cluster.address)
+    print(len(summary.converted), summary.refused)
+finally:
+    cluster.shutdown()
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=180
+    )
+    assert done.stdout.splitlines()[-1:] == ["5 {}"], done.stderr
+    assert files_of(tmp_path / "ray") == files_of(store)
+    assert open_store(tmp_path / "ray").digest == open_store(store).digest
 
 
 def test_running_again_redoes_nothing(pants: Path, store: Path) -> None:
