@@ -26,6 +26,7 @@ def verify(
     store: Path,
     against: Path | None = None,
     *,
+    layout: str = "auto",
     workers: int | None = None,
     on_case: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[str]:
@@ -33,9 +34,10 @@ def verify(
 
     Every case's file is read to its last byte and compared with its sha256 in the manifest, what it says of itself with
     its manifest row; the manifest is compared with its own digest; files that the manifest does not know are named.
-    With `against`, a dataset's folder, every voxel of image and masks is compared with the sources there as well.
-    `on_case(done, total)` is called after each case. Raises UserError where there is no finished store, or no dataset,
-    to look at.
+    With `against`, a dataset's folder (its `layout` is found out unless named, as in `convert`), every voxel of image
+    and masks is compared with the sources there as well. `on_case(done, total)` is called after each case.
+
+    Raises UserError where there is no finished store, or no dataset, to look at.
     """
     try:
         opened = open_store(store)
@@ -43,7 +45,7 @@ def verify(
         return [str(error)]
     if manifest_digest(opened.table) != opened.digest:
         return [f"{opened.path / 'manifest.parquet'}: its rows are not what was written; run the conversion again"]
-    sources = {source.case: source for source in recognise(Path(against)).sources} if against else {}
+    sources = {source.case: source for source in recognise(Path(against), layout).sources} if against else {}
     rows = opened.table.to_pylist()
     jobs: list[Job] = [(opened.case_path(row["case"]), row, sources.get(row["case"])) for row in rows]
     found: dict[str, str | Died] = {}

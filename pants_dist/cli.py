@@ -283,6 +283,7 @@ def _add_data_verbs(add: Callable[[Callable[[Given], int]], Parser]) -> None:
     verb = add(verify)
     verb.add_argument("store", metavar="STORE", type=Path, help="folder of the store")
     verb.add_argument("--against", metavar="SRC", type=Path, help="compare every voxel with this dataset, too")
+    verb.add_argument("--layout", default="auto", help="how SRC is laid out (default: found out)")
     verb = add(export)
     verb.add_argument("store", metavar="STORE", type=Path, help="folder of the store")
     verb.add_argument("case", metavar="CASE", help="id of the case, like PanTS_00000001")
