@@ -171,6 +171,9 @@ def expected(hint: Any) -> str:
         return "one of " + ", ".join(get_args(hint))
     if NoneType in get_args(hint):
         return f"{expected(next(kind for kind in get_args(hint) if kind is not NoneType))}, or null"
+    if get_origin(hint) is dict:
+        nested = get_origin(get_args(hint)[1]) is dict
+        return "names with numbers, like " + ("{phase: {Arterial: 0.5}}" if nested else "{pancreatic_lesion: 3}")
     if get_origin(hint) is tuple:
         kind, *others = get_args(hint)
         example = {int: "[32, 64, 64]", float: "[2.0, 1.0, 1.0]"}.get(kind, "[one, two]")

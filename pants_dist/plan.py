@@ -1,21 +1,24 @@
 """What to read, as a pure function of (seed, sample index): any rank, worker or restart computes the same sample.
 
 Sample i of a run is fixed by the seed, the ordered cases and i alone. A counter-based generator (Philox, Salmon et al.
-2011) is keyed by seed and i, so samples need no predecessor; epochs are keyed permutations, so no case repeats before
-all were seen. Step s of a run with global batch B is samples s*B ... s*B + B - 1, dealt to ranks in turn: how many
-ranks there are changes who reads a sample, never which samples a step has.
+2011) is keyed by seed and i, so samples need no predecessor. Without weights an epoch is a keyed permutation, so no case
+repeats before all were seen; with weights each sample draws its case. Step s of a run with global batch B is samples
+s*B ... s*B + B - 1, dealt to ranks in turn: how many ranks there are changes who reads a sample, never which samples a
+step has.
 """
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
-from functools import lru_cache
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 
 import numpy as np
 
 from pants_dist.errors import UserError
 
 SAMPLE_STREAM, EPOCH_STREAM = 0, 1  # independent generators under one seed
+ARITHMETIC = 2  # counts up when the same fields would give other samples; part of the digest
 
 
 @dataclass(frozen=True)
@@ -38,40 +41,66 @@ class Plan:
     batch: int  # samples a step, over all ranks
     cases: tuple[str, ...]
     present: dict[str, tuple[str, ...]]
-    foreground_fraction: float  # share of samples centred on a structure, uniform among those present
+    foreground_fraction: float  # share of samples centred on a structure that the case has
+    structure_weights: Mapping[str, float] = field(default_factory=dict)  # against one another; 1 where none is given
+    case_weights: tuple[float, ...] = ()  # how often each case is drawn (weights.py); none: by permutation
 
     def __post_init__(self) -> None:
         if not self.cases:
             raise UserError("plan: no cases to train on; check data.store, data.held_out_centers and data.val_fraction")
 
+    @cached_property
     def digest(self) -> str:
         """sha256 of everything that decides the samples; kept in each checkpoint, so that a resume on other data is refused."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        head = ARITHMETIC, self.seed, self.batch, self.foreground_fraction, sorted(self.structure_weights.items())
+        digest = hashlib.sha256(json.dumps(head).encode())
+        digest.update(json.dumps([(case, self.present[case]) for case in self.cases]).encode())
+        digest.update(np.array(self.case_weights, "<f8").tobytes())
+        return digest.hexdigest()
 
     def sample(self, index: int) -> Sample:
         """Sample number `index` of the run."""
-        rng = _generator(self.seed, SAMPLE_STREAM, index)
-        epoch, place = divmod(index, len(self.cases))
-        case = self.cases[_permutation(self.seed, epoch, len(self.cases))[place]]
-        centred, which = rng.random(2)
+        words = _words(self.seed, SAMPLE_STREAM, index, 8)
+        which, centred, structure, z, y, x = (words[:6] >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        case = self.cases[self._place(index, which)]
+        named = self._structure(case, structure) if centred < self.foreground_fraction else None
+        draw, augment_seed = (words[6:] >> np.uint64(2)).tolist()
+        return Sample(index, case, named, draw, (float(z), float(y), float(x)), augment_seed)
+
+    def _place(self, index: int, uniform: float) -> int:
+        count = len(self.cases)
+        if self.case_weights:
+            return min(int(np.searchsorted(self._reach, uniform * self._reach[-1], "right")), count - 1)
+        epoch, place = divmod(index, count)
+        return int(_permutation(self.seed, epoch, count)[place])
+
+    @cached_property
+    def _reach(self) -> np.ndarray:
+        return np.cumsum(self.case_weights)
+
+    def _structure(self, case: str, uniform: float) -> str | None:
         names = self.present[case]
-        structure = names[int(which * len(names))] if names and centred < self.foreground_fraction else None
-        draw, augment_seed = (int(n) for n in rng.integers(2**62, size=2))
-        z, y, x = (float(u) for u in rng.random(3))
-        return Sample(index, case, structure, draw, (z, y, x), augment_seed)
+        weights = [self.structure_weights.get(name, 1.0) for name in names]
+        left = uniform * sum(weights)
+        for name, weight in zip(names, weights, strict=True):
+            if left < weight:
+                return name
+            left -= weight
+        return None
 
     def step_samples(self, step: int, rank: int, ranks: int) -> list[Sample]:
         """The samples of optimizer step `step` (from 0) that this rank reads."""
         return [self.sample(step * self.batch + place) for place in range(rank, self.batch, ranks)]
 
 
-def _generator(seed: int, stream: int, index: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=[seed, 2 * index + stream]))
+def _words(seed: int, stream: int, index: int, count: int) -> np.ndarray:
+    """Random words (uint64). numpy promises the raw words of a bit generator for ever, unlike what is made of them."""
+    return np.random.Philox(key=[seed, 2 * index + stream]).random_raw(count)
 
 
 @lru_cache(maxsize=4)
 def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
-    return _generator(seed, EPOCH_STREAM, epoch).permutation(count)
+    return np.argsort(_words(seed, EPOCH_STREAM, epoch, count), kind="stable").astype(np.int32)
 
 
 def corner_of(

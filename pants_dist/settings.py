@@ -5,7 +5,7 @@ The docstring under a field is what `pants-dist train --help` says of it. config
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from functools import cache
 from typing import Any, Literal, NamedTuple, get_type_hints
 
@@ -28,7 +28,15 @@ class Data:
     val_fraction: float = 0.2
     """share of each seen center's cases kept out of training, scored as "val_seen" (at least one case of two)"""
     foreground_fraction: float = 0.7
-    """share of patches centred on one of model.structures, each that the case has as likely; the rest lie anywhere"""
+    """share of patches centred on one of model.structures that the case has; the rest lie anywhere"""
+    structure_weights: dict[str, float] = field(default_factory=dict)
+    """how often a patch is centred on a structure, against the others (1), like {pancreatic_lesion: 3}"""
+    lesion_fraction: float | None = None
+    """share of patches from cases with a lesion; null: as the cases come"""
+    center_temperature: float = 1.0
+    """1: centers by their number of cases; 0: every center equally often; between: in between"""
+    shares: dict[str, dict[str, float]] = field(default_factory=dict)
+    """share of patches by value of any column of the manifest, like {phase: {Arterial: 0.5}}"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +158,8 @@ def _settings_of(section: type, prefix: str) -> Iterator[Setting]:
         if is_dataclass(hints[entry.name]):
             yield from _settings_of(hints[entry.name], f"{prefix}{entry.name}.")
         else:
-            yield Setting(prefix + entry.name, hints[entry.name], entry.default, meanings[entry.name])
+            default = entry.default if entry.default_factory is MISSING else entry.default_factory()
+            yield Setting(prefix + entry.name, hints[entry.name], default, meanings[entry.name])
 
 
 def flat(settings: Settings) -> dict[str, Any]:
@@ -176,7 +185,9 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         "seed", "optim.weight_decay", "optim.warmup_steps", "model.residual_units",
     )),
     ("0 or more and below 1", lambda value: 0 <= value < 1, ("data.val_fraction", "validation.overlap")),
-    ("between 0 and 1", lambda value: 0 <= value <= 1, ("data.foreground_fraction",)),
+    ("between 0 and 1", lambda value: 0 <= value <= 1, (
+        "data.foreground_fraction", "data.lesion_fraction", "data.center_temperature",
+    )),
 )  # fmt: skip
 
 
@@ -203,6 +214,10 @@ def _misfits(settings: Settings) -> Iterator[str]:
         yield "data.spacing_mm_zyx: patches are read at each case's own voxel size for now; set it to null"
     if not model.structures or len(set(model.structures)) < len(model.structures):
         yield f"model.structures is {list(model.structures)}; name one structure or more, each once"
+    if stray := sorted(set(data.structure_weights) - set(model.structures)):
+        yield f"data.structure_weights: {stray[0]!r} is not among model.structures ({', '.join(model.structures)})"
+    if any(not 0 <= weight < math.inf for weight in data.structure_weights.values()):
+        yield f"data.structure_weights is {data.structure_weights}; each must be 0 or more"
     if len(model.channels) < 2:
         yield f"model.channels is {list(model.channels)}; the network needs two levels or more, like [16, 32]"
     yield from _patch_misfits(data.patch_zyx, len(model.channels))

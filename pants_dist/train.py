@@ -29,6 +29,7 @@ from pants_dist.model import Intensity, Segmenter
 from pants_dist.plan import Plan
 from pants_dist.store import Store, open_store
 from pants_dist.tracking import Tracker, mark, read_summary, write_atomically
+from pants_dist.weights import requests_of, weigh
 
 REQUEUE = 75  # exit code: stopped on request with everything saved; run the same command again (EX_TEMPFAIL)
 
@@ -47,7 +48,7 @@ def train(settings: Settings, run: Path) -> None:
     tracker = Tracker(run, asdict(settings), settings.train.steps, settings.tracking.wandb, writes=rank == 0)
 
     between_steps = [
-        Logging(tracker, loader), Validation(tracker, store), Checkpoints(last_checkpoint(run), plan.digest()), Stopping(run),
+        Logging(tracker, loader), Validation(tracker, store), Checkpoints(last_checkpoint(run), plan.digest), Stopping(run),
     ]  # fmt: skip
     trainer = trainer_of(settings.train.steps, ranks, between_steps)
     tracker.state("running", start)
@@ -85,7 +86,11 @@ def plan_of(store: Store, settings: Settings) -> Plan:
     splits = assign_splits(store.manifest, data.held_out_centers, data.val_fraction)
     cases = tuple(case for case in store.cases if splits[case] == "train")
     present = {case: present_structures(store, case, settings.model.structures) for case in cases}
-    return Plan(settings.seed, settings.train.batch, cases, present, data.foreground_fraction)
+    requests = requests_of(store.manifest.loc[list(cases)], data)
+    weights = tuple(weigh(requests, len(cases)).tolist()) if requests else ()
+    return Plan(
+        settings.seed, settings.train.batch, cases, present, data.foreground_fraction, data.structure_weights, weights
+    )  # fmt: skip
 
 
 def present_structures(store: Store, case: str, structures: tuple[str, ...]) -> tuple[str, ...]:
@@ -110,7 +115,7 @@ def resume_step(checkpoint: Path, plan: Plan) -> int:
     if not checkpoint.is_file():
         return 0
     saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    if saved["plan_digest"] != plan.digest():
+    if saved["plan_digest"] != plan.digest:
         raise UserError(
             f"{checkpoint}: was trained on another plan (cases, seed, batch or weights differ); "
             "use the settings and the store it began with, or another --run-name"

@@ -11,8 +11,8 @@ ROOT = Path(__file__).parent.parent
 ORDER = [  # a module imports only from those that stand after it
     "__main__", "cli", "demo", "doctor", "submit", "dashboard", "info", "duplicates", "train", "callbacks", "evaluate",
     "results", "report", "phantom", "scanner", "anatomy", "shapes", "conversion", "loader", "cluster", "store", "casefile",
-    "shard", "plan", "cohort", "pictures", "figures", "comparisons", "gaps", "detection", "roc", "resampling", "stats",
-    "metrics", "surface", "surfels", "model", "augment", "progress", "tracking", "cases", "config", "settings",
+    "shard", "plan", "weights", "cohort", "pictures", "figures", "comparisons", "gaps", "detection", "roc", "resampling",
+    "stats", "metrics", "surface", "surfels", "model", "augment", "progress", "tracking", "cases", "config", "settings",
     "structures", "disk", "errors",
 ]  # fmt: skip
 OWNERS = {

@@ -47,9 +47,26 @@ def test_foreground_share_is_kept() -> None:
 
 def test_the_digest_changes_with_all_that_decides_samples() -> None:
     """Another seed, batch, order of cases or share gives another digest; the same plan the same."""
-    changes = [{}, {"seed": 4}, {"batch": 4}, {"cases": CASES[::-1]}, {"foreground_fraction": 0.4}]
-    assert len({plan(**change).digest() for change in changes}) == len(changes)
-    assert plan().digest() == plan().digest()
+    changes = [{}, {"seed": 4}, {"batch": 4}, {"cases": CASES[::-1]}, {"foreground_fraction": 0.4},
+               {"structure_weights": {"liver": 2.0}}, {"case_weights": (0.1,) * 10}]  # fmt: skip
+    assert len({plan(**change).digest for change in changes}) == len(changes)
+    assert plan().digest == plan().digest
+
+
+def test_weights_are_met() -> None:
+    """Over 100,000 samples cases and structures come within a percentage point of their weights."""
+    weighted = plan(case_weights=(0.3, 0.3, *(0.05,) * 8), structure_weights={"liver": 3.0}, foreground_fraction=1.0)
+    samples = [weighted.sample(i) for i in range(100_000)]
+    cases = Counter(sample.case for sample in samples)
+    assert [cases[case] / 1e5 for case in CASES] == pytest.approx(weighted.case_weights, abs=0.01)
+    named = [sample.structure for sample in samples if sample.structure]
+    assert named.count("liver") / len(named) == pytest.approx(0.75, abs=0.01)
+
+
+def test_samples_never_change() -> None:
+    """Samples of a release are those of the next, on any machine, or ARITHMETIC counts up: these were written down."""
+    seen = [(s.case, s.structure, s.draw % 1000, round(s.uniform_zyx[0], 6)) for s in map(plan().sample, (0, 11))]
+    assert seen == [("c9", "liver", 406, 0.798965), ("c7", None, 176, 0.509943)]
 
 
 def test_a_plan_without_cases_is_refused() -> None:
