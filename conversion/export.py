@@ -8,7 +8,7 @@ import numpy as np
 from conversion import nifti
 from conversion.scaling import as_on_disk
 from pants_dist.casefile import CaseFile
-from pants_dist.store import open_store
+from pants_dist.store import SCHEMA, open_store
 
 
 def export(store: Path, case: str, out: Path) -> list[Path]:
@@ -19,7 +19,7 @@ def export(store: Path, case: str, out: Path) -> list[Path]:
     store does not have, DamagedError where its file is damaged.
     """
     opened = open_store(store)
-    row = {name: opened.value(case, name) for name in opened.table.column_names}
+    row = {name: opened.value(case, name) for name in SCHEMA.names}
     image, codes = case_volumes(opened.case_path(case), row)
     affine = np.array(row["source_affine"]).reshape(4, 4)
     array, slope, inter = as_on_disk(image, np.dtype(row["source_dtype"]), row["source_slope"], row["source_inter"])

@@ -41,12 +41,13 @@ def verify(
     """
     try:
         opened = open_store(store)
+        table = opened.table
     except DamagedError as error:
         return [str(error)]
-    if manifest_digest(opened.table) != opened.digest:
+    if manifest_digest(table) != opened.digest:
         return [f"{opened.path / 'manifest.parquet'}: its rows are not what was written; run the conversion again"]
     sources = {source.case: source for source in recognise(Path(against), layout).sources} if against else {}
-    rows = opened.table.to_pylist()
+    rows = table.to_pylist()
     jobs: list[Job] = [(opened.case_path(row["case"]), row, sources.get(row["case"])) for row in rows]
     found: dict[str, str | Died] = {}
     for number, (job, result) in enumerate(run_jobs(_look, jobs, workers or usable_cores()), 1):

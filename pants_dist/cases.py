@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 FIRST_TEST_NUMBER = 9001  # PanTS_00009001 and later are the official test split
 UNKNOWN = "unknown"
+SPLIT_BY = ("center", "center_kind", "official_split")  # the columns that decide a case's split
 SPLITS = ("train", "val_seen", "held_out", "test")
 EMPTY_CELLS = ("", "NA", "nan", "None")
 
@@ -78,7 +79,7 @@ def official_split(case: str) -> str:
 
 
 def assign_splits(manifest: "pd.DataFrame", held_out_centers: Iterable[str], val_fraction: float) -> "pd.Series":
-    """Split of every case, indexed like the manifest: "train", "val_seen", "held_out", "test" or "" (left out).
+    """Split of every case: "train", "val_seen", "held_out", "test" or "" (left out), indexed like `manifest` (SPLIT_BY).
 
     The official test split stays apart. A held-out center's cases are "held_out"; with any center held out, pools and
     unknown centers may hide its scans and are left out. Of each seen center a share `val_fraction` (at least one case
@@ -96,8 +97,8 @@ def assign_splits(manifest: "pd.DataFrame", held_out_centers: Iterable[str], val
     if held:
         split[(manifest["center_kind"] != "single")] = ""
     split[manifest["official_split"] == "test"] = "test"
-    for _, cases in manifest[split == "train"].groupby("center")["case"]:
-        ordered = sorted(cases, key=_hash)
+    for _, rows in manifest[split == "train"].groupby("center"):
+        ordered = sorted(rows.index, key=_hash)
         share = min(max(round(val_fraction * len(ordered)), 1), len(ordered) - 1) if val_fraction > 0 else 0
         split.loc[ordered[:share]] = "val_seen"
     return split

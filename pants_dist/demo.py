@@ -8,7 +8,7 @@ from rich.console import Console
 
 from conversion.run import convert
 from pants_dist import cluster, config, report
-from pants_dist.cases import assign_splits
+from pants_dist.cases import SPLIT_BY, assign_splits
 from pants_dist.errors import UserError
 from pants_dist.evaluate import evaluate
 from pants_dist.phantom import make_phantom
@@ -93,7 +93,8 @@ def train(console: Console, store: Store, out: Path) -> None:
 
 def held_out_centers(store: Store) -> tuple[str, ...]:
     """A third of the known centers, from those with fewest cases up, so that most cases can be trained on."""
-    known = store.manifest[(store.manifest["center_kind"] == "single") & (store.manifest["official_split"] != "test")]
+    table = store.frame(*SPLIT_BY)
+    known = table[(table["center_kind"] == "single") & (table["official_split"] != "test")]
     counts = known["center"].value_counts()
     ordered = sorted(counts.index, key=lambda center: (counts[center], center))
     return tuple(sorted(ordered[: len(ordered) // 3])) if len(ordered) >= 3 else ()
@@ -102,7 +103,7 @@ def held_out_centers(store: Store) -> tuple[str, ...]:
 def score(console: Console, run: Path, store: Store) -> pd.DataFrame:
     """Rows of all validation cases; of the training cases, and said so, where the data are too few to keep any apart."""
     settings = config.load(run / "config.yaml", [])
-    splits = assign_splits(store.manifest, settings.data.held_out_centers, settings.data.val_fraction)
+    splits = assign_splits(store.frame(*SPLIT_BY), settings.data.held_out_centers, settings.data.val_fraction)
     apart = splits.isin(["val_seen", "held_out"]).any()
     what = "every validation case" if apart else "the training cases: too few to keep any apart, so this shows memorisation"
     console.print(f"[bold]4/4[/] evaluate {what}")

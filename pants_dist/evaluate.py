@@ -16,7 +16,7 @@ from monai.inferers import sliding_window_inference
 
 from pants_dist import __version__, config, report
 from pants_dist.casefile import file_digest
-from pants_dist.cases import SPLITS, assign_splits
+from pants_dist.cases import SPLIT_BY, SPLITS, assign_splits
 from pants_dist.config import Settings
 from pants_dist.disk import replacing
 from pants_dist.errors import UserError
@@ -93,9 +93,9 @@ def score_cases(store: Store, model: Segmenter, settings: Settings, cases: Itera
 
 def splits_and_seen(store: Store, settings: Settings) -> tuple[pd.Series, pd.Series]:
     """Split of every case, and whether its center is among those trained on; both indexed by case."""
-    splits = assign_splits(store.manifest, settings.data.held_out_centers, settings.data.val_fraction)
-    trained = set(store.manifest.loc[splits == "train", "center"])
-    return splits, store.manifest["center"].isin(trained)
+    splits = assign_splits(store.frame(*SPLIT_BY), settings.data.held_out_centers, settings.data.val_fraction)
+    centers = store.frame("center")["center"]
+    return splits, centers.isin(set(centers[splits == "train"]))
 
 
 def validation_cases(store: Store, settings: Settings) -> list[str]:
@@ -103,9 +103,9 @@ def validation_cases(store: Store, settings: Settings) -> list[str]:
     splits, _ = splits_and_seen(store, settings)
     chosen: list[str] = []
     for split in DEFAULT_SPLITS:
-        rows = store.manifest[splits == split]
+        rows = store.frame("center")[splits == split]
         turn = rows.groupby("center").cumcount()
-        ordered = rows.assign(turn=turn).sort_values(["turn", "center"], kind="stable")["case"].tolist()
+        ordered = rows.assign(turn=turn).sort_values(["turn", "center"], kind="stable").index.tolist()
         chosen += ordered[: settings.validation.cases]
     return chosen
 

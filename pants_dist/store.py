@@ -7,11 +7,13 @@ Reading a patch costs one `open` a case (held under an LRU) and one read for eac
 arrays lie inside the file is known from the manifest.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,33 +63,41 @@ def open_store(path: str | os.PathLike) -> "Store":
     if not manifest.is_file():
         what = "the conversion is not finished" if (folder / "cases").is_dir() else "this folder is no store"
         raise UserError(f'store {folder}: manifest.parquet is missing, {what}; run "pants-dist convert SRC {folder}"')
-    try:
-        table = pq.read_table(manifest, page_checksum_verification=True)
-    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        raise DamagedError(f"{manifest}: damaged ({str(error).splitlines()[0]}); run the conversion again") from error
-    marks = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+    with _whole(manifest):
+        file = pq.ParquetFile(manifest, page_checksum_verification=True)
+        marks = {key.decode(): value.decode() for key, value in (file.schema_arrow.metadata or {}).items()}
     version = marks.get("pants_dist.format_version")
     if version != str(FORMAT_VERSION):
         raise UserError(
             f"store {folder}: format version {version}, this program reads {FORMAT_VERSION}; "
             f'run "pants-dist convert SRC {folder}", which makes its cases anew in place'
         )
-    if not table.schema.equals(SCHEMA) or "pants_dist.digest" not in marks:
+    if not file.schema_arrow.equals(SCHEMA) or "pants_dist.digest" not in marks:
         raise DamagedError(f"{manifest}: damaged (not the columns of version {version}); run the conversion again")
-    return Store(folder, table, marks["pants_dist.digest"])
+    return Store(folder, file, marks["pants_dist.digest"])
+
+
+@contextlib.contextmanager
+def _whole(manifest: Path) -> Iterator[None]:
+    """Raises DamagedError where the manifest's bytes are not what was written."""
+    try:
+        yield
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        raise DamagedError(f"{manifest}: damaged ({str(error).splitlines()[0]}); run the conversion again") from error
 
 
 class Store:
     """A converted dataset: its catalog, and patches of its cases. Threads, forks and other processes may share it.
 
-    `path`, `digest` (of the manifest) and `cases` (ids, sorted) are plain attributes; arrays are (z, y, x), RAS.
+    `path`, `digest` (of the manifest) and `cases` (ids, sorted) are plain attributes; arrays are (z, y, x), RAS. Columns
+    of the manifest are read when they are first asked for: all of them, for 36,390 cases, would take a second each time.
     """
 
-    def __init__(self, path: Path, table: pa.Table, digest: str) -> None:
-        self.path, self.digest, self.table = path, digest, table
-        self.cases: list[str] = table.column("case").to_pylist()
+    def __init__(self, path: Path, manifest: pq.ParquetFile, digest: str) -> None:
+        self.path, self.digest, self._file = path, digest, manifest
+        self._columns: dict[str, pa.Array] = {}
+        self.cases: list[str] = self._column("case").to_pylist()
         self._number = {case: number for number, case in enumerate(self.cases)}
-        self._manifest: pd.DataFrame | None = None
         self._forget_handles()
 
     def _forget_handles(self) -> None:
@@ -101,15 +111,31 @@ class Store:
         return len(self.cases)
 
     @property
+    def table(self) -> pa.Table:
+        """The whole manifest."""
+        return pa.table([self._column(name) for name in SCHEMA.names], SCHEMA)
+
+    @property
     def manifest(self) -> "pd.DataFrame":
-        """One row a case, indexed by case id."""
-        if self._manifest is None:
-            self._manifest = self.table.to_pandas().set_index("case", drop=False)
-        return self._manifest
+        """The whole manifest, one row a case, indexed by case id."""
+        return self.frame(*SCHEMA.names)
+
+    def frame(self, *columns: str) -> "pd.DataFrame":
+        """Some columns of the manifest, one row a case, indexed by case id. Raises UserError for one that it lacks."""
+        if unknown := [name for name in columns if name not in SCHEMA.names]:
+            raise UserError(f"store {self.path}: no column {unknown[0]!r} in the manifest; it has {', '.join(SCHEMA.names)}")
+        table = pa.table({name: self._column(name) for name in dict.fromkeys(("case", *columns))})
+        return table.to_pandas().set_index("case", drop="case" not in columns)
 
     def value(self, case: str, column: str) -> Any:
         """One cell of the manifest; raises UserError for a case that the store does not have."""
-        return self.table.column(column)[self._row(case)].as_py()
+        return self._column(column)[self._row(case)].as_py()
+
+    def _column(self, name: str) -> pa.Array:
+        if name not in self._columns:
+            with _whole(self.path / "manifest.parquet"):
+                self._columns[name] = self._file.read([name]).column(0).combine_chunks()
+        return self._columns[name]
 
     def _row(self, case: str) -> int:
         if case not in self._number:

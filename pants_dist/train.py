@@ -1,6 +1,7 @@
 """The main path. `launch` prepares a run folder and starts Ray and torchrun; `train` is what each rank then does."""
 
 import contextlib
+import json
 import logging
 import os
 import signal
@@ -19,7 +20,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from pants_dist import __version__, cluster, config
 from pants_dist.callbacks import STOP_REQUEST, Checkpoints, Logging, Stopping, Validation
-from pants_dist.cases import assign_splits
+from pants_dist.cases import SPLIT_BY, assign_splits
 from pants_dist.config import Settings
 from pants_dist.disk import replacing
 from pants_dist.errors import UserError
@@ -83,25 +84,25 @@ def last_checkpoint(run: Path) -> Path:
 def plan_of(store: Store, settings: Settings) -> Plan:
     """The plan of a run: training cases of the split, and what a patch of each may be centred on."""
     data = settings.data
-    splits = assign_splits(store.manifest, data.held_out_centers, data.val_fraction)
+    splits = assign_splits(store.frame(*SPLIT_BY), data.held_out_centers, data.val_fraction)
     cases = tuple(case for case in store.cases if splits[case] == "train")
-    present = {case: present_structures(store, case, settings.model.structures) for case in cases}
-    requests = requests_of(store.manifest.loc[list(cases)], data)
+    rows = store.frame("center", "voxels", *data.shares).loc[list(cases)]
+    present = {case: present_in(json.loads(voxels), settings.model.structures) for case, voxels in rows["voxels"].items()}
+    requests = requests_of(rows, data)
     weights = tuple(weigh(requests, len(cases)).tolist()) if requests else ()
     return Plan(
         settings.seed, settings.train.batch, cases, present, data.foreground_fraction, data.structure_weights, weights
     )  # fmt: skip
 
 
-def present_structures(store: Store, case: str, structures: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of `structures` that have at least one voxel in the case, from the manifest."""
-    voxels = store.voxels(case)
+def present_in(voxels: dict[str, int], structures: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of `structures` that have at least one voxel."""
     return tuple(name for name in structures if voxels.get(name, 0) > 0)
 
 
 def intensity_of(store: Store, cases: tuple[str, ...]) -> Intensity:
     """Intensity statistics of the training cases' annotated voxels, which the manifest carries a sample of."""
-    samples = store.manifest.loc[list(cases), "foreground_hu"]
+    samples = store.frame("foreground_hu").loc[list(cases), "foreground_hu"]
     hu = np.concatenate([np.asarray(sample, np.float32) for sample in samples])
     if not len(hu):
         raise UserError(

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pants_dist.config import nearest
 from pants_dist.errors import UserError
 from pants_dist.settings import Data
 from pants_dist.structures import LESION
@@ -38,9 +37,9 @@ class Request:
 
 
 def requests_of(table: "pd.DataFrame", data: Data) -> list[Request]:
-    """What the settings ask for; nothing where cases are drawn as they come. `table` has the manifest rows of the cases.
+    """What the settings ask for; nothing where cases are drawn as they come.
 
-    Raises UserError for a column that the manifest does not have.
+    `table` has a row a case, with center, voxels and the columns that `data.shares` names.
     """
     requests = []
     if data.lesion_fraction is not None:
@@ -51,8 +50,6 @@ def requests_of(table: "pd.DataFrame", data: Data) -> list[Request]:
     if data.center_temperature != 1:
         requests.append(tempered("data.center_temperature", table["center"].tolist(), data.center_temperature))
     for column, shares in data.shares.items():
-        if column not in table:
-            raise UserError(f"data.shares: no column {column!r} in the manifest{nearest(column, table.columns)}")
         requests.append(Request(f"data.shares.{column}", table[column].astype(str).tolist(), shares))
     return requests
 

@@ -59,8 +59,6 @@ def test_a_lesion_share_without_lesions_is_refused() -> None:
     with pytest.raises(UserError, match="data.lesion_fraction: no training case has 'lesion'"):
         weigh(requests_of(table, Data(store="s", lesion_fraction=0.5)), 4)
     assert requests_of(table, Data(store="s")) == []
-    with pytest.raises(UserError, match="no column 'centre' in the manifest; did you mean 'center'"):
-        requests_of(table, Data(store="s", shares={"centre": {"A": 1.0}}))
 
 
 def test_settings_reach_the_samples(tmp_path: Path) -> None:
@@ -80,3 +78,5 @@ def test_settings_reach_the_samples(tmp_path: Path) -> None:
     assert lesions / 1e5 == pytest.approx(0.75, abs=0.01)
     named = Counter(s.structure for s in samples if store.voxels(s.case)["pancreatic_lesion"])
     assert named["liver"] == 0 and named["pancreas"] / sum(named.values()) == pytest.approx(2 / 3, abs=0.01)
+    with pytest.raises(UserError, match="no column 'centre' in the manifest"):
+        train.plan_of(store, config.load("debug", [*chosen, "--data.shares={centre: {A: 1}}"]))

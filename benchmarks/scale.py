@@ -1,0 +1,103 @@
+"""What a catalog of all 36,390 volumes costs beside a small one: start-up, each patch, memory.
+
+    python benchmarks/scale.py STORE [--patches 200]
+
+STORE has some full-size cases. Its files are hard-linked, and its manifest rows repeated, to catalogs of 36, 3,639 and
+36,390 cases beside it, which are removed again. Each catalog is opened and planned in a fresh process; patches of
+96 x 96 x 96 voxels, image and codes, are then read in plan order by all processes in turn, so that the machine's other
+work falls on all alike.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+from pants_dist import config
+from pants_dist.loader import Reader
+from pants_dist.store import open_store, write_manifest
+from pants_dist.train import plan_of
+
+SIZES = (36, 3_639, 36_390)
+ROUNDS = 5
+PATCH_ZYX = (96, 96, 96)
+
+
+def catalog(store: Path, folder: Path, count: int) -> Path:
+    """A store of `count` cases whose files are hard links to those of `store`."""
+    rows = open_store(store).table.to_pylist()
+    (folder / "cases").mkdir(parents=True)
+    repeated = []
+    for number in range(count):
+        row = rows[number % len(rows)]
+        case = f"PanTS_{number + 1:08d}"
+        os.link(store / "cases" / f"{row['case']}.ozx", folder / "cases" / f"{case}.ozx")
+        repeated.append({**row, "case": case, "official_split": "train"})
+    write_manifest(folder, repeated)
+    return folder
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def serve(folder: str) -> None:
+    """In a process of its own: start up, then read as many patches as each line on stdin says."""
+    before = resident_bytes()
+    begun = time.perf_counter()
+    store = open_store(folder)
+    opened = time.perf_counter()
+    plan = plan_of(store, config.load("baseline", [f"--data.store={folder}", "--data.val_fraction=0"]))
+    digest = plan.digest
+    planned = time.perf_counter()
+    print(json.dumps([opened - begun, planned - opened, resident_bytes() - before, digest]), flush=True)
+    reader, number = Reader(store, PATCH_ZYX), 0
+    for line in sys.stdin:
+        begun = time.perf_counter()
+        samples = [plan.sample(index) for index in range(number, number + int(line))]
+        drawn = time.perf_counter()
+        for sample in samples:
+            reader.read([sample])
+        number += int(line)
+        print(json.dumps([(drawn - begun) / int(line), (time.perf_counter() - drawn) / int(line)]), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("store", type=Path)
+    parser.add_argument("--patches", type=int, default=200)
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.serve:
+        return serve(str(given.store))
+    with tempfile.TemporaryDirectory(dir=given.store.absolute().parent) as folder:
+        processes = {}
+        for size in SIZES:
+            command = [sys.executable, __file__, str(catalog(given.store, Path(folder) / str(size), size)), "--serve"]
+            processes[size] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        started = {size: json.loads(process.stdout.readline()) for size, process in processes.items()}
+        costs: dict[int, list[list[float]]] = {size: [] for size in SIZES}
+        for turn in range(ROUNDS + 1):
+            for size, process in processes.items():
+                print(given.patches, file=process.stdin, flush=True)
+                answer = json.loads(process.stdout.readline())
+                if turn:
+                    costs[size].append(answer)
+        for process in processes.values():
+            process.stdin.close()
+            process.wait()
+    print("| cases | open, s | plan and digest, s | memory for both, MB | a sample, us | a patch, ms |")
+    print("|---|---|---|---|---|---|")
+    for size in SIZES:
+        opened, planned, memory, _ = started[size]
+        sample, patch = (median(column) for column in zip(*costs[size], strict=True))
+        print(f"| {size:,} | {opened:.2f} | {planned:.2f} | {memory / 1e6:.0f} | {sample * 1e6:.0f} | {patch * 1e3:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
