@@ -5,10 +5,12 @@ shapes of its patches, because cases differ in dtype (and windows in size). `ray
 cluster, `local` with a torch DataLoader's processes; both give the same bytes.
 """
 
+import math
 import time
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +20,8 @@ from pants_dist.plan import Plan, Sample, corner_of
 from pants_dist.store import Store
 
 ALIGNMENT = 64  # patches start at multiples of it in the buffer
+LATE = 5  # times the median that a read may take before it is asked of another reader
+LEAST_PATIENCE_S, MOST_PATIENCE_S = 1.0, 60.0
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class MicroBatch:
 
     buffer: Any  # one-dimensional uint8; torch's only while it crosses from a local process, else numpy's
     parts: tuple[Part, ...]
+    seconds: float = 0.0  # that reading took
 
     def image(self, number: int) -> np.ndarray:
         part = self.parts[number]
@@ -60,6 +65,7 @@ class Reader:
 
     def read(self, samples: list[Sample]) -> MicroBatch:
         """The patches of these samples, in one buffer. Raises DamagedError, naming the case, where bytes are wrong."""
+        begun = time.perf_counter()
         patches = [self._patch(sample) for sample in samples]
         parts, offset = [], 0
         for sample, (corner_zyx, image, codes) in zip(samples, patches, strict=True):
@@ -72,7 +78,7 @@ class Reader:
         for number, (_, image, codes) in enumerate(patches):
             batch.image(number)[...] = image
             batch.codes(number)[...] = codes
-        return batch
+        return replace(batch, seconds=time.perf_counter() - begun)
 
     def _patch(self, sample: Sample) -> tuple[tuple[int, int, int], np.ndarray, np.ndarray]:
         voxels_zyx = self.store.foreground(sample.case).get(sample.structure) if sample.structure else None
@@ -91,7 +97,11 @@ class Source(Protocol):
 
 
 class RaySource:
-    """Reader actors and a bounded window of futures. Ray restarts a reader that dies and asks it again."""
+    """Reader actors and a bounded window of futures, given in plan order.
+
+    Ray restarts a reader that dies and asks it again. A read that keeps the stream waiting for far longer than reads
+    have taken is asked of another reader as well: whichever answers first, the voxels are the same.
+    """
 
     def __init__(self, reader: Reader, readers: int, ahead: int) -> None:
         import ray
@@ -99,18 +109,49 @@ class RaySource:
         cluster.joined()
         actor = ray.remote(num_cpus=0, resources={cluster.READER_SLOT: 1}, max_restarts=-1, max_task_retries=-1)(Reader)
         self.readers: list[Any] = [actor.remote(reader.store, reader.size_zyx) for _ in range(readers)]
-        self.ahead = ahead
+        self.ahead, self.asked_again = ahead, 0
+        self._busy: list[set[Any]] = [set() for _ in range(readers)]  # futures that each reader still owes
+        self._seconds: deque[float] = deque(maxlen=64)  # that the last reads took
 
     def stream(self, requests: Iterator[list[Sample]]) -> Iterator[MicroBatch]:
+        window: deque[tuple[list[Sample], list[Any]]] = deque()
+        for samples in requests:
+            window.append((samples, [self._ask(samples)]))
+            if len(window) > self.ahead:
+                yield self._first_answer(*window.popleft())
+        while window:
+            yield self._first_answer(*window.popleft())
+
+    def _ask(self, samples: list[Sample], but: Sequence[int] = ()) -> Any:
+        """A future from the reader that owes least, none of those in `but`."""
+        number = min((n for n in range(len(self.readers)) if n not in but), key=lambda n: len(self._busy[n]))
+        future = self.readers[number].read.remote(samples)
+        self._busy[number].add(future)
+        return future
+
+    def _first_answer(self, samples: list[Sample], futures: list[Any]) -> MicroBatch:
         import ray
 
-        window: deque = deque()
-        for number, samples in enumerate(requests):
-            window.append(self.readers[number % len(self.readers)].read.remote(samples))
-            if len(window) > self.ahead:
-                yield ray.get(window.popleft())
-        while window:
-            yield ray.get(window.popleft())
+        while True:
+            owed = list(set().union(*self._busy, futures))
+            done, _ = ray.wait(futures, timeout=self._patience_s())
+            finished, _ = ray.wait(owed, num_returns=len(owed), timeout=0)
+            for busy in self._busy:
+                busy.difference_update(finished)
+            if done:
+                batch = ray.get(done[0])
+                self._seconds.append(batch.seconds)
+                return batch
+            asked = [n for n, busy in enumerate(self._busy) if busy & set(futures)]
+            if len(asked) < len(self.readers):
+                futures = [*futures, self._ask(samples, but=asked)]
+                self.asked_again += 1
+
+    def _patience_s(self) -> float:
+        """How long a reader may keep the stream waiting: for all that it may have before it, many times over."""
+        queue = -(-self.ahead // len(self.readers)) + 1
+        usual = median(self._seconds) if self._seconds else math.inf
+        return min(max(LATE * usual * queue, LEAST_PATIENCE_S), MOST_PATIENCE_S)
 
 
 class LocalSource:
@@ -132,7 +173,7 @@ class LocalSource:
             multiprocessing_context="forkserver",
         )
         for batch in batches:
-            yield MicroBatch(batch.buffer.numpy(), batch.parts)
+            yield replace(batch, buffer=batch.buffer.numpy())
 
 
 class _Requests:
@@ -143,7 +184,7 @@ class _Requests:
         import torch
 
         batch = self.reader.read(samples)
-        return MicroBatch(torch.from_numpy(batch.buffer), batch.parts)
+        return replace(batch, buffer=torch.from_numpy(batch.buffer))
 
 
 class Loader:

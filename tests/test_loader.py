@@ -81,6 +81,25 @@ def test_a_killed_reader_changes_nothing(store: Store, expected: list[str], ray_
     assert digests([*got, *items]) == expected
 
 
+def test_a_reader_that_hangs_is_passed_by(store: Store, expected: list[str], ray_cluster) -> None:
+    """With one reader stopped for good (SIGSTOP) the other is asked again, and every step is as before."""
+    import os
+    import signal
+
+    import ray
+
+    running = loader(store, "ray")
+    pids = [ray.get(reader.__ray_call__.remote(lambda _: os.getpid())) for reader in running.source.readers]
+    items = iter(running)
+    got = [next(items)]
+    os.kill(pids[0], signal.SIGSTOP)
+    try:
+        assert digests([*got, *items]) == expected
+        assert running.source.asked_again >= 1
+    finally:
+        os.kill(pids[0], signal.SIGKILL)
+
+
 def test_voxels_from_ray_are_not_copied(store: Store, ray_cluster) -> None:
     """A micro-batch's arrays are read-only views of one buffer, which is Ray's shared memory."""
     micro = next(iter(loader(store, "ray", stop=1)))[0]
