@@ -83,7 +83,7 @@ class Combinations:
         renumbered[order] = np.arange(len(order), dtype=dtype)
         out = self.codes if self.codes.dtype == dtype else np.zeros(len(self.codes), dtype)
         blocks = np.zeros(-(-len(out) // BLOCK), np.int32)
-        _renumber(self.codes, _words(self.codes), out, renumbered, blocks)
+        _renumber(self.codes, _words(self.codes), out, _words(out), renumbered, blocks)
         return out, [self.bitmasks[code] for code in order], self.counts[order].tolist(), blocks
 
 
@@ -94,7 +94,7 @@ def _words(volume: np.ndarray) -> np.ndarray:
 
 def locate(volume: np.ndarray, blocks: np.ndarray, ranks: np.ndarray) -> np.ndarray:
     """Position (int64) of the ranks[n]-th non-zero voxel of `volume`; `blocks` counts them, `ranks` ascend from 0."""
-    return _locate(volume, np.cumsum(blocks, dtype=np.int64), ranks.astype(np.int64))
+    return _locate(volume, _words(volume), np.cumsum(blocks, dtype=np.int64), ranks.astype(np.int64))
 
 
 # numba compiles these three as they stand; every scalar below is an integer of 64 bits to it
@@ -177,21 +177,39 @@ def _is_empty_loop(words: np.ndarray, block: int) -> bool:
 
 
 def _renumber_loop(
-    codes: np.ndarray, code_words: np.ndarray, out: np.ndarray, renumbered: np.ndarray, blocks: np.ndarray
+    codes: np.ndarray,
+    code_words: np.ndarray,
+    out: np.ndarray,
+    out_words: np.ndarray,
+    renumbered: np.ndarray,
+    blocks: np.ndarray,
 ) -> None:
-    """Write renumbered[codes] to `out`, which may be `codes`, where a code is not 0; count those in `blocks`."""
-    step = WORD // codes.itemsize
+    """Write renumbered[codes] to `out`, which may be `codes`, where a code is not 0; count those in `blocks`.
+
+    A word that equals the last one, as it does inside organs, is written as that one was.
+    """
+    step, same_width = WORD // codes.itemsize, codes.itemsize == out.itemsize
+    last, written, found = np.uint64(0), np.uint64(0), 0
     for word in range((len(codes) + step - 1) // step):
-        if word >= len(code_words) or code_words[word] != 0:
+        whole = word < len(code_words)
+        if whole and code_words[word] == 0:
+            continue
+        if whole and same_width and code_words[word] == last:
+            out_words[word] = written
+        else:
+            last = code_words[word] if whole else np.uint64(0)
             found = 0
             for i in range(word * step, min(word * step + step, len(codes))):
                 if codes[i] != 0:
                     out[i] = renumbered[codes[i]]
                     found += 1
-            blocks[word * step >> 9] += found
+            written = out_words[word] if whole and same_width else np.uint64(0)
+        blocks[word * step >> 9] += found
 
 
-def _locate_loop(volume: np.ndarray, ends: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+def _locate_loop(volume: np.ndarray, words: np.ndarray, ends: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+    """Blocks, then words of nothing, are passed over; so are words of one value before the voxel that is looked for."""
+    step = WORD // volume.itemsize
     positions = np.empty(len(ranks), np.int64)
     block, i, passed = 0, 0, 0  # `passed` non-zero voxels lie before i
     for n in range(len(ranks)):
@@ -200,6 +218,12 @@ def _locate_loop(volume: np.ndarray, ends: np.ndarray, ranks: np.ndarray) -> np.
             block += 1
             i = block * BLOCK
         while volume[i] == 0 or passed < ranks[n]:
+            if i % step == 0 and i // step < len(words):
+                word = words[i // step]
+                if word == 0 or (step == WORD and word == np.uint64(volume[i]) * ONES and passed + WORD <= ranks[n]):
+                    passed += WORD if word else 0
+                    i += step
+                    continue
             passed += volume[i] != 0
             i += 1
         positions[n] = i
@@ -243,14 +267,19 @@ def _add_plain(
 
 
 def _renumber_plain(
-    codes: np.ndarray, code_words: np.ndarray, out: np.ndarray, renumbered: np.ndarray, blocks: np.ndarray
+    codes: np.ndarray,
+    code_words: np.ndarray,
+    out: np.ndarray,
+    out_words: np.ndarray,
+    renumbered: np.ndarray,
+    blocks: np.ndarray,
 ) -> None:
     where = np.flatnonzero(codes)
     out[where] = renumbered[codes[where]]
     blocks[:] = np.bincount(where // BLOCK, minlength=len(blocks))
 
 
-def _locate_plain(volume: np.ndarray, ends: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+def _locate_plain(volume: np.ndarray, words: np.ndarray, ends: np.ndarray, ranks: np.ndarray) -> np.ndarray:
     return np.flatnonzero(volume)[ranks]
 
 

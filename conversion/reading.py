@@ -32,11 +32,16 @@ class Digests(dict[Path, tuple[int, str]]):
 
 @dataclass(frozen=True)
 class Memory:
-    """A worker's buffers, used again by every case: fresh memory costs as much as merging does."""
+    """A worker's buffers, used again by every case: fresh memory costs as much as merging does.
+
+    `empty` has shape and affine of mask files, by size and digest, in which no voxel is set: many of a case's masks are
+    the same empty file, which need not be decoded again.
+    """
 
     image: Scratch = field(default_factory=Scratch)
     mask: Scratch = field(default_factory=Scratch)
     codes: Scratch = field(default_factory=Scratch)
+    empty: dict[tuple[int, str], tuple[tuple[int, ...], np.ndarray | None]] = field(default_factory=dict)
 
 
 def read_image(source: Source, digests: Digests, memory: Memory | None = None) -> Volume:
@@ -57,11 +62,11 @@ def read_masks(
     shape_ijk: tuple[int, ...],
     digests: Digests,
     memory: Memory | None = None,
-) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray | None]]:
+) -> Iterator[tuple[str, np.ndarray | None, np.ndarray, np.ndarray | None]]:
     """(structure, mask, which of the 256 values mean inside, affine) of those of `names` that the case has, in that order.
 
-    A mask is flat uint8 in index order, valid only until the next one; its file's affine is None for npz. Raises
-    BadImage with the file's name.
+    A mask is flat uint8 in index order, valid only until the next one; None where `memory` knows the file as an empty
+    mask. The file's affine is None for npz. Raises BadImage with the file's name.
     """
     scratch, maps, room = memory.mask if memory else Scratch(), dict[Path, np.ndarray](), np.empty(0, np.uint8)
     affines: dict[Path, np.ndarray | None] = {}
@@ -69,7 +74,12 @@ def read_masks(
         path = source.masks[name]
         try:
             if name not in source.values:
-                volume = _decode(source, path, digests.read(path), scratch)
+                data = digests.read(path)
+                known = memory.empty.get(digests[path]) if memory else None
+                if known and known[0] == shape_ijk:
+                    yield name, None, INSIDE, known[1]
+                    continue
+                volume = _decode(source, path, data, scratch)
                 yield name, *binary(volume, shape_ijk), _affine(path, volume)
                 continue
             if path not in maps:

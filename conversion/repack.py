@@ -89,17 +89,21 @@ def merge_masks(source: Source, image: Volume, digests: Digests, memory: Memory)
     combinations = Combinations(image.array_ijk.size, memory.codes.room(image.array_ijk.size))
     positions, affines, lesions = {}, {}, Components()
     for name, mask, on, affine in read_masks(source, structures, shape, digests, memory):
+        if affine is not None:
+            affines[name] = affine
+        if mask is None:
+            continue
         try:
             blocks = combinations.add(mask, structures.index(name), on)
         except TooManyValues as error:
             reason = f"a mask with more than two values, {some_values(mask)}"
             raise BadImage(reason, source.masks[name].name) from error
-        if affine is not None:
-            affines[name] = affine
-        if blocks.any():
-            if name == LESION:
-                lesions = _components(mask, on, blocks, image)
-            positions[name] = _draw(f"{source.case}/{name}", mask, blocks, lesions if name == LESION else Components())
+        if not blocks.any():
+            memory.empty[digests[source.masks[name]]] = shape, affine
+            continue
+        if name == LESION:
+            lesions = _components(mask, on, blocks, image)
+        positions[name] = _draw(f"{source.case}/{name}", mask, blocks, lesions if name == LESION else Components())
     return Labels(structures, *combinations.palette(), positions, affines, lesions)
 
 

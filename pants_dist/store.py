@@ -39,6 +39,7 @@ def write_manifest(folder: Path, rows: list[dict[str, Any]]) -> str:
     """Write STORE/manifest.parquet, rows sorted by case, atomically; returns the manifest's digest. Written last."""
     table = pa.Table.from_pylist(sorted(rows, key=lambda row: row["case"]), SCHEMA)
     digest = manifest_digest(table)
+    sync_folder(folder / "cases")
     marks = {"pants_dist.format_version": str(FORMAT_VERSION), "pants_dist.digest": digest}
     with replacing(folder / "manifest.parquet") as file:
         pq.write_table(table.replace_schema_metadata(marks), file, compression="zstd", write_page_checksum=True)
