@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from conversion import label_maps, pants, table, totalsegmentator
+from conversion import archives, label_maps, pants, table, totalsegmentator
 from conversion.source import ABOUT, CASE_ID, Found, Layout, Source
 from pants_dist.errors import UserError
 
@@ -10,6 +10,7 @@ __all__ = ["ABOUT", "CASE_ID", "LAYOUTS", "Found", "Layout", "Source", "recognis
 
 LAYOUTS: dict[str, Layout] = {
     "pants": Layout("PanTS as folders: ImageTr/<case>/ct.nii.gz", pants.recognises, pants.read),
+    "archives": Layout("PanTS as downloaded: PanTSMini_ImageTr_*.tar.gz", archives.recognises, archives.read),
     "abdomenatlas": Layout("BDMAP_<number>/ct.nii.gz", pants.atlas_recognises, pants.atlas_read),
     "totalsegmentator": Layout(
         "s<number>/ct.nii.gz with segmentations/", totalsegmentator.recognises, totalsegmentator.read

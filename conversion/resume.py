@@ -15,11 +15,16 @@ def current_row(source: Source, cases: Path, row: dict[str, Any] | None) -> dict
     """The manifest row of a case that need not be converted again, with the sources' present times; else None.
 
     `row` is what the journal or the manifest says. A file that they do not know, or know otherwise, is asked itself: a
-    conversion may have been killed between the file and its line in the journal.
+    conversion may have been killed between the file and its line in the journal. Of a case in archives only what was
+    made of the very same archives is known to be current, before its files are in place.
     """
     path = cases / f"{source.case}.ozx"
     if not path.is_file():
         return None
+    if source.archived and source.image.suffixes[-2:] == [".tar", ".gz"]:
+        if row is None or row["file_bytes"] != path.stat().st_size or not _same_words(source, row):
+            return None
+        return row if row["source_mtimes_ns"] == source.archived.stamp else None
     for candidate in _candidates(path, row):
         mtimes = _matching_mtimes(source, candidate)
         if mtimes is not None:
@@ -36,9 +41,13 @@ def _candidates(path: Path, row: dict[str, Any] | None) -> Iterator[dict[str, An
         return
 
 
+def _same_words(source: Source, row: dict[str, Any]) -> bool:
+    return row["converter"] == CONVERTER and all(row[name] == source.about[name] for name in ABOUT)
+
+
 def _matching_mtimes(source: Source, row: dict[str, Any]) -> list[int] | None:
     """The files' modification times where `row` was made from exactly these files and words, else None."""
-    if row["converter"] != CONVERTER or any(row[name] != source.about[name] for name in ABOUT):
+    if not _same_words(source, row):
         return None
     recorded = json.loads(row["sources"])
     if [name for name, _, _ in recorded] != source.names:

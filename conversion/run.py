@@ -5,15 +5,16 @@ the manifest is written when every case of the sources is either done or refused
 """
 
 import re
+import shutil
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
-from conversion import space
+from conversion import archives, space
 from conversion.journal import JOURNAL, QUARANTINE, Writer, clear, gather, quarantined, read_rows
 from conversion.layouts import Found, Source, recognise
 from conversion.nifti import BadImage
@@ -63,7 +64,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class _Result:
-    status: Literal["converted", "refused", "stop"]
+    status: Literal["converted", "kept", "refused", "stop"]
     row: dict[str, Any] | None = None
     reason: str = ""
     trace: str = ""
@@ -103,8 +104,10 @@ def convert(
     check_options(workers, slice_, limit)
     place = Path.absolute if ray else Path  # other nodes work in other folders
     found = [recognise(place(Path(source)), layout, metadata) for source in sources]
-    everything = chosen(_unique(found), cases)[:limit]
-    mine = everything[slice_[0] - 1 :: slice_[1]] if slice_ else everything
+    everything = archives.present(chosen(_unique(found), cases), Path(store))[:limit]
+    mine = _slice(everything, slice_) if slice_ else everything
+    if ray and any(source.archived for source in mine):
+        raise UserError("--ray: archives are read by one machine for each; use --slice I/N, or unpack them")
     for event in _introduction(found, everything, mine):
         on_event(event)
     run = partial(run_on_nodes, address=ray, most=workers) if ray else partial(run_jobs, workers=workers or usable_cores())
@@ -121,7 +124,8 @@ def convert(
 
     space.check(needed, summary.store)
     journal = _prepare(summary.store, mine if slice_ else None, known, kept, stale)
-    _convert(stale, journal, summary, run, on_event)
+    _convert(stale, journal, summary, run, "{}-of-{}".format(*slice_ or (1, 1)), on_event)
+    everything = archives.present(everything, summary.store)
     _finish(summary, everything, slice_ is None, limit is None and cases is None, on_event)
     return summary
 
@@ -167,6 +171,13 @@ def chosen(sources: list[Source], cases: Sequence[str] | None) -> list[Source]:
     return [source for source in sources if source.case in set(cases)]
 
 
+def _slice(sources: list[Source], slice_: tuple[int, int]) -> list[Source]:
+    """Every n-th case from the i-th; archives are not divided, since a part of one takes as long to read as the whole."""
+    units = list(dict.fromkeys(source.image if source.archived else source.case for source in sources))
+    mine = set(units[slice_[0] - 1 :: slice_[1]])
+    return [source for source in sources if (source.image if source.archived else source.case) in mine]
+
+
 def _unique(found: Sequence[Found]) -> list[Source]:
     """All cases by id. Raises UserError where two datasets have the same one."""
     by_case: dict[str, Source] = {}
@@ -179,7 +190,8 @@ def _unique(found: Sequence[Found]) -> list[Source]:
 def _introduction(found: Sequence[Found], everything: list[Source], mine: list[Source]) -> Iterator[Event]:
     for part in found:
         masks = sum(len(source.masks) for source in part.sources)
-        yield Event("found", f"{part.root}: {part.layout}, {len(part.sources):,} images, {masks:,} masks")
+        counts = f"{len(part.sources):,} images, {masks:,} masks" if masks else f"{len(part.sources):,} images"
+        yield Event("found", f"{part.root}: {part.layout}, {counts}")
         yield from (Event("note", note) for note in part.notes)
     if len(mine) < len(everything):
         yield Event("note", f"this slice has {len(mine):,} of the {len(everything):,} cases")
@@ -246,26 +258,42 @@ def _prepare(store: Path, owned: list[Source] | None, known: Rows, kept: Rows, s
     return journal
 
 
-def _convert(stale: list[Source], journal: Writer, summary: Summary, run: Run, on_event: Listener) -> None:
+def _convert(
+    stale: list[Source], journal: Writer, summary: Summary, run: Run, slice_name: str, on_event: Listener
+) -> None:
     """Convert case by case; every result is on record before the next one is looked at."""
     refusals, before = Writer(summary.store, QUARANTINE), quarantined(summary.store)
-    with closing(run(partial(_convert_one, summary.store / "cases"), stale)) as results:
-        for number, (source, result) in enumerate(results, 1):
+    listed, report = {source.case: source for source in stale}, archives.Unpacking()
+    with (
+        archives.unpacked(stale, summary.store, slice_name, report) as jobs,
+        closing(run(partial(_convert_one, summary.store / "cases"), jobs)) as results,
+    ):
+        for number, (job, result) in enumerate(results, 1):
+            source = listed[job.case]
             if isinstance(result, Died):
                 result = _Result("refused", reason=result.reason)
             if result.status == "stop":
                 raise UserError(_stopped(summary, result.reason, stale))
             if result.row is not None:
                 journal.append({"row": result.row})
-                summary.converted.append(source.case)
+                (summary.kept if result.status == "kept" else summary.converted).append(source.case)
             else:
                 summary.refused[source.case] = result.reason
             if result.row is None or source.case in before:
                 refusals.append(_quarantine_line(source, result))
             text = f"{source.case}: {result.reason or 'converted'}"
             size = result.row["source_bytes"] if result.row else 0
-            on_event(Event(result.status, text, source.case, number, len(stale), size))
+            kind: Any = "checked" if result.status == "kept" else result.status
+            on_event(Event(kind, text, source.case, number, len(stale), size))
+    for case, reason in report.refused.items():
+        summary.refused[case] = reason
+        refusals.append(_quarantine_line(listed[case], _Result("refused", reason=reason)))
+        on_event(Event("refused", f"{case}: {reason}", case))
+    summary.notes += (notes := archives.notes(report))
+    for note in notes:
+        on_event(Event("note", note))
     summary.converted.sort()
+    summary.kept.sort()
 
 
 def _quarantine_line(source: Source, result: _Result) -> dict[str, str]:
@@ -281,6 +309,19 @@ def _memory() -> Memory:
 
 
 def _convert_one(cases: Path, source: Source) -> _Result:
+    if source.archived is None:
+        return _attempt(cases, source)
+    try:
+        if (row := current_row(source, cases, None)) is not None:
+            result = _Result("kept", row)
+        else:
+            result = _attempt(cases, source)
+    finally:
+        shutil.rmtree(source.root, ignore_errors=True)
+    return replace(result, row=result.row | {"source_mtimes_ns": source.archived.stamp}) if result.row else result
+
+
+def _attempt(cases: Path, source: Source) -> _Result:
     try:
         return _Result("converted", convert_case(source, cases, _memory()))
     except BadImage as error:

@@ -24,13 +24,23 @@ ABOUT: Mapping[str, Any] = {  # what a record says of patient, scanner and place
 
 
 @dataclass(frozen=True)
+class Archived:
+    """That a case lies in archives: where its masks are, its share of both archives in bytes, and what these were."""
+
+    labels: Path
+    bytes: int
+    stamp: str
+
+
+@dataclass(frozen=True)
 class Source:
     """One case as it lies in a dataset: files, not contents.
 
     `root` is the dataset's folder. `masks` maps a structure to the file that has it: its own binary mask or, for the
     structures in `values`, a label map in which those numbers mean it; several structures may share numbers and a map.
     `annotated` are the structures that somebody looked for, whether or not they found any voxel; `about` has the
-    fields of ABOUT. `spacing_mm_ijk` is for files that do not say their own (npz).
+    fields of ABOUT. `spacing_mm_ijk` is for files that do not say their own (npz). An `archived` case has no files until
+    conversion.archives puts them in place; its `image` is the archive.
     """
 
     case: str
@@ -42,6 +52,7 @@ class Source:
     about: Mapping[str, Any] = field(default_factory=lambda: dict(ABOUT))
     values: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     spacing_mm_ijk: tuple[float, float, float] | None = None
+    archived: Archived | None = None
 
     @property
     def files(self) -> list[Path]:

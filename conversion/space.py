@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from conversion.archives import staging_bytes
 from conversion.source import Source
 from pants_dist.errors import UserError
 
@@ -36,15 +37,20 @@ class Need:
 
 
 def need(sources: Sequence[Source], store: Path) -> Need:
-    """What converting `sources` into `store` takes; earlier files of the same cases make room for the new ones."""
+    """What converting `sources` into `store` takes; earlier files of the same cases make room for the new ones.
+
+    The labels of archives are staged beside the store while it is made.
+    """
     folder = next(path for path in [store, *store.absolute().parents] if path.is_dir())
     sample = sources[:: -(-len(sources) // SAMPLE)] if sources else []
-    looked_at = sum(_size(path) for source in sample for path in source.files)
+    looked_at = sum(
+        source.archived.bytes if source.archived else sum(_size(path) for path in source.files) for source in sample
+    )
     there = sum(_size(store / "cases" / f"{source.case}.ozx") for source in sample)
     scale = len(sources) / max(len(sample), 1)
     disk = os.statvfs(folder)
     return Need(
-        bytes=max(int((RATIO * looked_at - there) * scale), 0),
+        bytes=max(int((RATIO * looked_at - there) * scale), 0) + staging_bytes(sources),
         files=len(sources) + EXTRA_FILES if sources else 0,
         free_bytes=shutil.disk_usage(folder).free,
         free_files=disk.f_favail if disk.f_files else None,

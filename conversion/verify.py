@@ -1,11 +1,15 @@
 """Prove a store whole, and equal to its source."""
 
+import itertools
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from conversion import archives
 from conversion.export import case_volumes, inside_of
 from conversion.layouts import recognise
 from conversion.nifti import BadImage
@@ -47,12 +51,20 @@ def verify(
     if manifest_digest(table) != opened.digest:
         return [f"{opened.path / 'manifest.parquet'}: its rows are not what was written; run the conversion again"]
     sources = {source.case: source for source in recognise(Path(against), layout).sources} if against else {}
-    rows = table.to_pylist()
-    jobs: list[Job] = [(opened.case_path(row["case"]), row, sources.get(row["case"])) for row in rows]
+    rows = {row["case"]: row for row in table.to_pylist()}
+    archived = [source for case, source in sources.items() if source.archived and case in rows]
+    in_place = [case for case in rows if case not in sources or not sources[case].archived]
     found: dict[str, str | Died] = {}
-    for number, (job, result) in enumerate(run_jobs(_look, jobs, workers or usable_cores()), 1):
-        found[job[1]["case"]] = result
-        on_case(number, len(jobs))
+    with (
+        tempfile.TemporaryDirectory(prefix="pants-verify-") as scratch,
+        archives.unpacked(archived, Path(scratch), "verify", archives.Unpacking()) as unpacked,
+    ):
+        pairs = itertools.chain(((case, sources.get(case)) for case in in_place), ((s.case, s) for s in unpacked))
+        jobs = ((opened.case_path(case), rows[case], source) for case, source in pairs)
+        for number, (job, result) in enumerate(run_jobs(_look, jobs, workers or usable_cores()), 1):
+            found[job[1]["case"]] = result
+            on_case(number, len(opened))
+    sources = {case: source for case, source in sources.items() if not source.archived or case in found}
     damage = [f"{case}: {_words(found[case])}" for case in sorted(found) if found[case]]
     damage += [f"{name}: not in the manifest" for name in _strangers(opened)]
     if against:
@@ -74,6 +86,14 @@ def _strangers(store: Store) -> list[str]:
 def _look(job: Job) -> str:
     """What is wrong with a case, in words; empty where nothing is."""
     path, row, source = job
+    try:
+        return _damage(path, row, source)
+    finally:
+        if source and source.archived:
+            shutil.rmtree(source.root, ignore_errors=True)
+
+
+def _damage(path: Path, row: dict[str, Any], source: Source | None) -> str:
     try:
         return next(_file_damage(path, row), "") or (next(_differences(path, row, source), "") if source else "")
     except DamagedError as error:
