@@ -1,9 +1,11 @@
 """Conversion of full-size cases beside its floor and its peers, in one run.
 
-    python benchmarks/convert.py FOLDER [--runs 5] [--without-peers]
+    python benchmarks/convert.py FOLDER [--runs 5] [--without-peers] [--also FOLDER]
 
 FOLDER is in PanTS's layout. The floor decompresses the same files with libdeflate, into one buffer, and does nothing
-else. All take turns, and medians count; times are wall-clock seconds a case, on one core but for "2 workers".
+else. All take turns, and medians count; times are wall-clock seconds a case, on one core but for "2 workers". Peak memory
+is that of a fresh process with FOLDER's cases, and of one with a case of 240 million voxels, the first one's slices
+repeated. --also names cases whose size in the store is printed beside.
 """
 
 import argparse
@@ -11,7 +13,6 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-import resource
 import shutil
 import subprocess
 import sys
@@ -29,7 +30,7 @@ import numpy as np
 import zarr
 from zarr.codecs import BloscCodec
 
-from conversion import gz
+from conversion import gz, nifti
 from conversion.layouts import recognise
 from conversion.reading import Memory
 from conversion.repack import convert_case
@@ -37,6 +38,7 @@ from conversion.run import convert
 from conversion.source import Source
 
 CHUNKS_ZYX = (32, 32, 32)
+LARGEST_VOXELS = 240_000_000  # of the largest scan of PanTS
 Peer = Callable[[Sequence[Source], Path], None]
 
 
@@ -104,10 +106,21 @@ def peak_bytes(root: Path) -> int:
     return int(found.stdout.split()[-1])
 
 
+def enlarged(source: Source, root: Path) -> Path:
+    """The same case with LARGEST_VOXELS voxels: its slices over and over."""
+    for path, name in zip(source.files, source.names, strict=True):
+        volume = nifti.read(path, scaled=False)
+        i, j, k = volume.array_ijk.shape
+        repeated = np.take(volume.array_ijk, np.arange(-(-LARGEST_VOXELS // (i * j))) % k, axis=2)
+        nifti.write(root / name, repeated, volume.affine, volume.slope, volume.inter, level=1)
+    return root
+
+
 def print_peak(sources: Sequence[Source]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         one_process(Memory())(sources, Path(folder))
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    status = Path("/proc/self/status").read_text()  # getrusage would count what the parent had when it forked
+    print(int(status.partition("VmHWM:")[2].split()[0]) * 1024)
 
 
 def largest_bytes(sources: Sequence[Source]) -> int:
@@ -115,10 +128,17 @@ def largest_bytes(sources: Sequence[Source]) -> int:
     return max(int.from_bytes(path.read_bytes()[-4:], "little") for source in sources for path in source.files)
 
 
-def print_table(seconds: dict[str, float], sources: Sequence[Source], store_bytes: int, peak: int) -> None:
+def ratio(sources: Sequence[Source]) -> float:
+    """Bytes in the store over bytes of the sources' files."""
+    with tempfile.TemporaryDirectory() as folder:
+        one_process(Memory())(sources, Path(folder))
+        stored = sum(path.stat().st_size for path in Path(folder).glob("*.ozx"))
+    return stored / sum(path.stat().st_size for source in sources for path in source.files)
+
+
+def print_table(seconds: dict[str, float], sources: Sequence[Source]) -> None:
     lowest, ours = seconds["floor: libdeflate, nothing else"], seconds["pants-dist, one process"]
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("numpy", "numcodecs", "zarr", "nibabel"))
-    source_bytes = sum(path.stat().st_size for source in sources for path in source.files)
     print(f"`python {' '.join(sys.argv)}`: {len(sources)} cases; {cpu_name()}, {os.cpu_count()} cores; load when it ended")
     print(f"{os.getloadavg()[0]:.1f}; Python {platform.python_version()}, {versions}\n")
     print("| what | seconds a case | floor / it | it / pants-dist |\n|---|---|---|---|")
@@ -126,9 +146,18 @@ def print_table(seconds: dict[str, float], sources: Sequence[Source], store_byte
         print(f"| {name} | {found:.3f} | {lowest / found:.2f} | {found / ours:.2f} |")
     print(f"| nnU-Net v2's preprocessing | {'installed, not measured' if nnunet() else 'not installed'} | | |")
     one, two = seconds["pants-dist convert, 1 worker"], seconds["pants-dist convert, 2 workers"]
-    print(f"\n2 workers are {one / two:.2f} times as fast as 1. Peak memory of a process: {peak / 1e6:.0f} MB, of which the")
-    print(f"uncompressed CT is {largest_bytes(sources) / 1e6:.0f} MB.")
-    print(f"Files are {store_bytes / source_bytes:.3f} of the source's bytes.")
+    print(f"\n2 workers are {one / two:.2f} times as fast as 1.")
+
+
+def print_sizes(sources: Sequence[Source], root: Path, also: Path | None) -> None:
+    print(f"Files are {ratio(sources):.3f} of the source's bytes", end="")
+    print(f", those of {also} {ratio(recognise(also).sources):.3f}." if also else ".")
+    with tempfile.TemporaryDirectory() as folder:
+        large = recognise(enlarged(sources[0], Path(folder))).sources
+        for found, at in ((sources, root), (large, Path(folder))):
+            decoded, peak = largest_bytes(found), peak_bytes(at)
+            print(f"Peak memory: {peak / 1e6:.0f} MB where the uncompressed CT has {decoded / 1e6:.0f} MB", end="")
+            print(f" (3 times that and 500 MB: {(3 * decoded + 500e6) / 1e6:.0f}).")
 
 
 def nnunet() -> bool:
@@ -145,6 +174,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="cases in PanTS's layout")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--without-peers", action="store_true", help="leave out nibabel + zarr-python, which is slow")
+    parser.add_argument("--also", type=Path, help="other cases, such as a real one, to print the size of")
     parser.add_argument("--peak", action="store_true", help="only convert, and print the peak memory in bytes")
     given = parser.parse_args()
     sources = recognise(given.folder).sources
@@ -160,8 +190,8 @@ def main() -> None:
         peers["nibabel + zarr-python"] = with_zarr
     with tempfile.TemporaryDirectory() as folder:
         seconds = measured(peers, sources, Path(folder), given.runs)
-        store_bytes = sum(path.stat().st_size for path in Path(folder).glob("*.ozx"))
-    print_table(seconds, sources, store_bytes, peak_bytes(given.folder))
+    print_table(seconds, sources)
+    print_sizes(sources, given.folder, given.also)
 
 
 if __name__ == "__main__":
