@@ -60,8 +60,8 @@ def read(root: Path, metadata: Path | None) -> Found:
     total = sum(int(found[2]) - int(found[1]) + 1 for _, found in archives)
     for path, found in archives:
         numbers = range(int(found[1]), int(found[2]) + 1)
-        share = path.stat().st_size // len(numbers) + labels[0].stat().st_size // total
-        archived = Archived(labels[0], share, _stamp(path, labels[0]))
+        shares = path.stat().st_size // len(numbers), labels[0].stat().st_size // total
+        archived = Archived(labels[0], *shares, _stamp(path, labels[0]))
         for case in (f"PanTS_{number:08d}" for number in numbers):
             if case in sources:
                 raise UserError(f"case {case} is both in {sources[case].image.name} and in {path.name}; keep one of them")
@@ -94,11 +94,6 @@ def notes(report: Unpacking) -> list[str]:
             "member(s) of archives are links or devices: left out": report.strange,
         }
     )
-
-
-def staging_bytes(sources: Sequence[Source]) -> int:
-    """What staging the labels of these cases takes at most."""
-    return sum(path.stat().st_size for path in {s.archived.labels for s in sources if s.archived})
 
 
 @contextlib.contextmanager

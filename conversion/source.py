@@ -25,10 +25,11 @@ ABOUT: Mapping[str, Any] = {  # what a record says of patient, scanner and place
 
 @dataclass(frozen=True)
 class Archived:
-    """That a case lies in archives: where its masks are, its share of both archives in bytes, and what these were."""
+    """That a case lies in archives: where its masks are, its share of either in bytes, and what these archives were."""
 
     labels: Path
-    bytes: int
+    image_bytes: int
+    label_bytes: int
     stamp: str
 
 

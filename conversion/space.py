@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from conversion.archives import staging_bytes
 from conversion.source import Source
 from pants_dist.errors import UserError
 
@@ -44,13 +43,16 @@ def need(sources: Sequence[Source], store: Path) -> Need:
     folder = next(path for path in [store, *store.absolute().parents] if path.is_dir())
     sample = sources[:: -(-len(sources) // SAMPLE)] if sources else []
     looked_at = sum(
-        source.archived.bytes if source.archived else sum(_size(path) for path in source.files) for source in sample
+        source.archived.image_bytes + source.archived.label_bytes if source.archived
+        else sum(_size(path) for path in source.files)
+        for source in sample
     )
     there = sum(_size(store / "cases" / f"{source.case}.ozx") for source in sample)
     scale = len(sources) / max(len(sample), 1)
+    staged = sum(source.archived.label_bytes for source in sources if source.archived)
     disk = os.statvfs(folder)
     return Need(
-        bytes=max(int((RATIO * looked_at - there) * scale), 0) + staging_bytes(sources),
+        bytes=max(int((RATIO * looked_at - there) * scale), 0) + staged,
         files=len(sources) + EXTRA_FILES if sources else 0,
         free_bytes=shutil.disk_usage(folder).free,
         free_files=disk.f_favail if disk.f_files else None,

@@ -62,8 +62,8 @@ def phantom(given: Given) -> int:
 
 def convert(given: Given) -> int:
     """Repack datasets into a store; the same command again goes on where it stopped."""
+    from conversion.choice import parse_cases, parse_slice
     from conversion.run import convert as repack
-    from conversion.run import parse_cases, parse_slice
     from pants_dist.progress import shown
 
     with shown("convert") as tell:

@@ -157,10 +157,10 @@ def run_on_nodes(
     One job a CPU of the cluster at a time, `most` altogether; (job, Died) where its worker or its node died. `function`
     must be importable on every node and should not raise. Raises UserError where there is no Ray to join.
     """
-    import ray
-
     try:
         _knock(address)
+        import ray
+
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]

@@ -135,7 +135,10 @@ class Store:
     def _column(self, name: str) -> pa.Array:
         if name not in self._columns:
             with _whole(self.path / "manifest.parquet"):
-                self._columns[name] = self._file.read([name]).column(0).combine_chunks()
+                column = self._file.read([name]).column(0).combine_chunks()
+                if len(column) != self._file.metadata.num_rows:
+                    raise pa.ArrowInvalid(f"{len(column)} cells in column {name}")
+            self._columns[name] = column
         return self._columns[name]
 
     def _row(self, case: str) -> int:

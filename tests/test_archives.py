@@ -12,9 +12,10 @@ import pytest
 from sources import write_pants
 
 from conversion import nifti
+from conversion.choice import parse_slice
 from conversion.journal import quarantined
 from conversion.layouts import recognise
-from conversion.run import convert, parse_slice
+from conversion.run import convert
 from conversion.space import need
 from conversion.verify import verify
 from pants_dist.errors import UserError

@@ -14,10 +14,11 @@ from sources import SHARED, need, write_pants, write_pants_case
 
 import pants_dist.store
 from conversion import nifti, repack
+from conversion.choice import parse_slice
 from conversion.journal import JOURNAL, Writer, quarantined, read_rows
 from conversion.layouts import recognise
 from conversion.pool import run_jobs
-from conversion.run import Event, convert, parse_slice
+from conversion.run import Event, convert
 from pants_dist import casefile
 from pants_dist.cluster import Died
 from pants_dist.errors import UserError

@@ -11,11 +11,12 @@ import pytest
 from sources import SHARED, need, write_pants
 
 from conversion import nifti, npz
+from conversion.choice import parse_cases
 from conversion.export import export
 from conversion.layouts import recognise
 from conversion.mapping import label_values, structure
 from conversion.nifti import BadImage
-from conversion.run import convert, parse_cases
+from conversion.run import convert
 from conversion.verify import verify
 from pants_dist.errors import UserError
 from pants_dist.store import open_store
