@@ -42,6 +42,8 @@ def library() -> ctypes.CDLL | None:
                 ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_size_t,
                 ctypes.POINTER(ctypes.c_size_t), ctypes.POINTER(ctypes.c_size_t),
             ]  # fmt: skip
+            found.libdeflate_crc32.argtypes = [ctypes.c_uint32, ctypes.c_void_p, ctypes.c_size_t]
+            found.libdeflate_crc32.restype = ctypes.c_uint32
             return found
         except (OSError, AttributeError):  # not there, or built without these symbols
             continue
@@ -79,6 +81,19 @@ def head(data: bytes, count: int) -> bytes:
     except zlib.error as error:
         raise BadGzip(f"damaged gzip data ({error})") from error
     return found
+
+
+def plain_header(data: bytes) -> int:
+    """Bytes of a gzip header that holds nothing but perhaps a name; 0 for any other."""
+    if data[:3] != MAGIC + b"\x08" or data[3:4] not in (b"\0", b"\x08"):
+        return 0
+    return 10 if data[3] == 0 else data.find(b"\0", 10) + 1
+
+
+def crc32(data: np.ndarray, value: int = 0) -> int:
+    """crc32 of contiguous bytes that follow those with the crc32 `value`."""
+    lib = library()
+    return lib.libdeflate_crc32(value, data.ctypes.data, len(data)) if lib else zlib.crc32(data.data, value)
 
 
 def gunzip_into(data: bytes, out: np.ndarray) -> int:

@@ -36,15 +36,16 @@ class Combinations:
         self.counts = np.zeros(1 << 16, np.int64)
         self.counts[0] = voxels
 
-    def add(self, mask: np.ndarray, bit: int, on: np.ndarray) -> np.ndarray:
+    def add(self, mask: np.ndarray, bit: int, on: np.ndarray, filled: np.ndarray | None = None) -> np.ndarray:
         """Set bit `bit` in the voxels of `mask`; returns how many are set in each block of BLOCK voxels (int32).
 
-        `mask` (voxels,) is uint8, aligned to 8 bytes; on[value] says which values are set, on[0] is False. Raises
-        TooManyValues.
+        `mask` (voxels,) is uint8, aligned to 8 bytes; on[value] says which values are set, on[0] is False.
+        filled[block] is False where a block is known to hold only zeros. Raises TooManyValues.
         """
         blocks = np.zeros(-(-len(mask) // BLOCK), np.int32)
         successor = np.full(len(self.counts), -1, np.int32)
         seen = np.zeros(1, np.uint8)
+        filled = np.ones(len(blocks), np.bool_) if filled is None else filled
         words = _words(mask)
         status, block = _FULL, 0
         while status == _FULL:
@@ -52,7 +53,7 @@ class Combinations:
             origin = np.full(len(free), -1, np.int32)
             code_words = _words(self.codes) if self.codes.dtype == np.uint8 else words[:0]
             status, block, used = _add(
-                mask, words, on, self.codes, code_words, successor, free, origin, self.counts, blocks, block, seen
+                mask, words, on, self.codes, code_words, successor, free, origin, self.counts, blocks, filled, block, seen
             )
             self._allocate(free[:used], origin[:used], bit)
             if status == _SEVERAL or (status == _FULL and self.codes.dtype == CODES_DTYPES[-1]):
@@ -111,6 +112,7 @@ def _add_loop(
     origin: np.ndarray,
     counts: np.ndarray,
     blocks: np.ndarray,
+    filled: np.ndarray,
     first: int,
     seen: np.ndarray,
 ) -> tuple[int, int, int]:
@@ -120,7 +122,7 @@ def _add_loop(
     """
     used, alike = 0, len(code_words) > 0
     for block in range(len(blocks)):
-        if block < first or _is_empty(words, block):
+        if block < first or not filled[block] or _is_empty(words, block):
             continue
         i, stop = block * BLOCK, min(block * BLOCK + BLOCK, len(mask))
         before, after, run, found = -1, -1, 0, 0
@@ -244,6 +246,7 @@ def _add_plain(
     origin: np.ndarray,
     counts: np.ndarray,
     blocks: np.ndarray,
+    filled: np.ndarray,
     first: int,
     seen: np.ndarray,
 ) -> tuple[int, int, int]:

@@ -79,6 +79,11 @@ class Scratch:
             self._buffer = np.empty(count, np.uint8)
         return self._buffer[:count]
 
+    def gunzip(self, data: bytes, count: int) -> tuple[np.ndarray, int]:
+        """(room for `count` bytes, how many of them gzip `data` filled). Raises BadGzip, TooLong."""
+        room = self.room(count)
+        return room, gz.gunzip_into(data, room)
+
 
 def read(path: str | os.PathLike, scaled: bool = True) -> Volume:
     """Read one .nii.gz or .nii. Raises BadImage.
@@ -199,8 +204,7 @@ def _content(data: bytes, size: int, packed: bool, scratch: Scratch) -> np.ndarr
     """Exactly `size` decoded bytes, uint8, writable."""
     if size > gz.LARGEST_RATIO * len(data):
         raise BadImage(f"truncated: {len(data)} bytes cannot hold the {size} that the header asks for")
-    room = scratch.room(size)
-    count = gz.gunzip_into(data, room) if packed else len(data)
+    room, count = scratch.gunzip(data, size) if packed else (scratch.room(size), len(data))
     if count > size:
         raise gz.TooLong
     if count < size:

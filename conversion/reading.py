@@ -7,12 +7,14 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from conversion import nifti, npz
 from conversion.nifti import BadImage, Scratch, Volume
 from conversion.source import Source
+from conversion.sparse import Sparse
 
 THRESHOLD = 0.5  # released masks load as 1.0000001
 LARGEST_LABEL = (1 << 16) - 1
@@ -39,7 +41,7 @@ class Memory:
     """
 
     image: Scratch = field(default_factory=Scratch)
-    mask: Scratch = field(default_factory=Scratch)
+    mask: Sparse = field(default_factory=Sparse)
     codes: Scratch = field(default_factory=Scratch)
     empty: dict[tuple[int, str], tuple[tuple[int, ...], np.ndarray | None]] = field(default_factory=dict)
 
@@ -56,19 +58,30 @@ def read_image(source: Source, digests: Digests, memory: Memory | None = None) -
         raise BadImage(error.reason, source.image.name) from error
 
 
+class Mask(NamedTuple):
+    """One structure's mask, valid only until the next one is read.
+
+    `voxels` is flat uint8 in index order, None where it is known as empty; inside[value] says which of the 256 values
+    mean inside; filled[block] is False where a block of BLOCK voxels is known to be zero (None: nothing is known);
+    `affine` is the file's, None for npz.
+    """
+
+    structure: str
+    voxels: np.ndarray | None
+    inside: np.ndarray
+    filled: np.ndarray | None
+    affine: np.ndarray | None
+
+
 def read_masks(
     source: Source,
     names: Iterable[str],
     shape_ijk: tuple[int, ...],
     digests: Digests,
     memory: Memory | None = None,
-) -> Iterator[tuple[str, np.ndarray | None, np.ndarray, np.ndarray | None]]:
-    """(structure, mask, which of the 256 values mean inside, affine) of those of `names` that the case has, in that order.
-
-    A mask is flat uint8 in index order, valid only until the next one; None where `memory` knows the file as an empty
-    mask. The file's affine is None for npz. Raises BadImage with the file's name.
-    """
-    scratch, maps, room = memory.mask if memory else Scratch(), dict[Path, np.ndarray](), np.empty(0, np.uint8)
+) -> Iterator[Mask]:
+    """The masks of those of `names` that the case has, in that order. Raises BadImage with the file's name."""
+    scratch, maps, room = memory.mask if memory else Sparse(), dict[Path, np.ndarray](), np.empty(0, np.uint8)
     affines: dict[Path, np.ndarray | None] = {}
     for name in (name for name in names if name in source.masks):
         path = source.masks[name]
@@ -77,10 +90,11 @@ def read_masks(
                 data = digests.read(path)
                 known = memory.empty.get(digests[path]) if memory else None
                 if known and known[0] == shape_ijk:
-                    yield name, None, INSIDE, known[1]
+                    yield Mask(name, None, INSIDE, None, known[1])
                     continue
                 volume = _decode(source, path, data, scratch)
-                yield name, *binary(volume, shape_ijk), _affine(path, volume)
+                flat, inside = binary(volume, shape_ijk)
+                yield Mask(name, flat, inside, scratch.filled(flat), _affine(path, volume))
                 continue
             if path not in maps:
                 volume = _decode(source, path, digests.read(path))
@@ -90,7 +104,7 @@ def read_masks(
             np.take(_table(source.values[name], maps[path].dtype), maps[path], out=room)
         except BadImage as error:
             raise BadImage(error.reason, path.name) from error
-        yield name, room, INSIDE, affines[path]
+        yield Mask(name, room, INSIDE, None, affines[path])
 
 
 def _affine(path: Path, volume: Volume) -> np.ndarray | None:

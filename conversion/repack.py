@@ -88,13 +88,13 @@ def merge_masks(source: Source, image: Volume, digests: Digests, memory: Memory)
     structures = bit_order(set(source.masks))
     combinations = Combinations(image.array_ijk.size, memory.codes.room(image.array_ijk.size))
     positions, affines, lesions = {}, {}, Components()
-    for name, mask, on, affine in read_masks(source, structures, shape, digests, memory):
+    for name, mask, on, filled, affine in read_masks(source, structures, shape, digests, memory):
         if affine is not None:
             affines[name] = affine
         if mask is None:
             continue
         try:
-            blocks = combinations.add(mask, structures.index(name), on)
+            blocks = combinations.add(mask, structures.index(name), on, filled)
         except TooManyValues as error:
             reason = f"a mask with more than two values, {some_values(mask)}"
             raise BadImage(reason, source.masks[name].name) from error

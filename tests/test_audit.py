@@ -148,4 +148,4 @@ def test_read_masks_of_npz_have_no_affine(tmp_path: Path) -> None:
     source = write_source(tmp_path, body(), {"liver": LIVER})
     np.savez(tmp_path / "liver.npz", data=LIVER)
     source = type(source)(**vars(source) | {"masks": {"liver": tmp_path / "liver.npz"}})
-    assert [affine for *_, affine in read_masks(source, ["liver"], SHAPE, Digests())] == [None]
+    assert [mask.affine for mask in read_masks(source, ["liver"], SHAPE, Digests())] == [None]
