@@ -36,6 +36,7 @@ def components(slab_ijk: np.ndarray, first_k: int, image_ijk: np.ndarray) -> Com
     import cc3d
 
     corner, box = _bounding_box(slab_ijk)
+    box = np.pad(box, (0, 1))  # cc3d fails on some boxes that are one voxel thin
     labels = cc3d.connected_components(np.asfortranarray(box), connectivity=26).reshape(-1, order="F")
     where = np.flatnonzero(labels)
     numbers = labels[where]
