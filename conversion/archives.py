@@ -11,6 +11,7 @@ Members are found by their last names and written under names of our own: no mem
 import contextlib
 import gzip
 import json
+import os
 import re
 import shutil
 import tarfile
@@ -33,7 +34,11 @@ IMAGE_MEMBER = re.compile(r"(?:.*/)?(PanTS_\d{8})/ct\.nii\.gz")
 MASK_MEMBER = re.compile(r"(?:.*/)?(PanTS_\d{8})/segmentations/([A-Za-z0-9]\w*)\.nii\.gz")
 STAGING, INDEX, ABSENT = "staging", "index.json", "absent"
 PACK_BYTES = 4 << 30
-DAMAGE = (EOFError, OSError, tarfile.TarError, zlib.error)
+TEMPORARY = "pants-archives-"
+
+
+class Damaged(Exception):
+    """An archive cannot be read to its end."""
 
 
 @dataclass
@@ -110,11 +115,19 @@ def unpacked(sources: Sequence[Source], store: Path, slice_name: str, report: Un
         yield folders
         return
     staging = store / STAGING / slice_name
-    with tempfile.TemporaryDirectory(prefix="pants-archives-") as temporary:
+    _sweep()
+    with tempfile.TemporaryDirectory(prefix=f"{TEMPORARY}{os.getpid()}-") as temporary:
         yield _chained(folders, archived, staging, Path(temporary), store, report)
     shutil.rmtree(staging, ignore_errors=True)
     with contextlib.suppress(OSError):  # other slices may be at work
         staging.parent.rmdir()
+
+
+def _sweep() -> None:
+    """Remove the temporary folders of conversions on this machine that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{TEMPORARY}*"):
+        if not Path("/proc", folder.name.removeprefix(TEMPORARY).partition("-")[0]).exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _chained(
@@ -134,24 +147,35 @@ def _stream(
 ) -> Iterator[Source]:
     """Cases of one archive of images, as they come by. Those that do not are absent, or refused where it is damaged."""
     left = {case: source for case, source in wanted.items() if case not in report.refused}
+    if not left:
+        return
     try:
         for name, data in _members(images, IMAGE_MEMBER, left, report):
             case = name[1]
-            source, root = left.pop(case), temporary / case
+            root = temporary / case
             image = root / _folder(name[0], 3, pants.IMAGES, "ImageTr") / case / "ct.nii.gz"
-            image.parent.mkdir(parents=True)
-            with open(image, "wb") as file:
-                shutil.copyfileobj(data, file)
-            files = renamed(masks.write(case, root), root)
-            yield replace(source, root=root, image=image, masks=files, annotated=tuple(sorted(files)))
+            with _checked(temporary, "set TMPDIR to a folder with more room"):
+                image.parent.mkdir(parents=True)
+                image.write_bytes(data)
+                files = renamed(masks.write(case, root), root)
+            yield replace(left.pop(case), root=root, image=image, masks=files, annotated=tuple(sorted(files)))
             if not left:
                 return
-    except DAMAGE as error:
-        reason = f"{images.name} is damaged before this case ({error or type(error).__name__}); download it again"
+    except Damaged as error:
+        reason = f"{images.name} is damaged before the end of this case ({error}); download it again"
         report.refused |= dict.fromkeys(left, reason)
         return
     report.absent += left
     _remember(store, wanted[next(iter(wanted))], list(left))
+
+
+@contextlib.contextmanager
+def _checked(folder: Path, cure: str) -> Iterator[None]:
+    """Raises UserError where the disk refuses what is written inside."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); {cure}, and run the same command again") from error
 
 
 def _folder(member: str, place: int, known: re.Pattern[str], usual: str) -> str:
@@ -172,17 +196,20 @@ def _remember(store: Path, source: Source, absent: list[str]) -> None:
 
 def _members(
     archive: Path, names: re.Pattern[str], wanted: Mapping[str, Any], report: Unpacking
-) -> Iterator[tuple[re.Match[str], IO[bytes]]]:
-    """(name, contents) of an archive's plain files of wanted cases, in the archive's order; to be read before the next."""
-    with gzip.open(archive, "rb") as stream, tarfile.open(fileobj=stream, mode="r|", bufsize=1 << 16) as members:
-        for member in members:
-            found = names.fullmatch(member.name)
-            if not found or found[1] not in wanted:
-                continue
-            if not member.isreg():
-                report.strange += 1
-            elif contents := members.extractfile(member):
-                yield found, contents
+) -> Iterator[tuple[re.Match[str], bytes]]:
+    """(name, contents) of an archive's plain files of wanted cases, in the archive's order. Raises Damaged."""
+    try:
+        with gzip.open(archive, "rb") as stream, tarfile.open(fileobj=stream, mode="r|", bufsize=1 << 16) as members:
+            for member in members:
+                found = names.fullmatch(member.name)
+                if not found or found[1] not in wanted:
+                    continue
+                if not member.isreg():
+                    report.strange += 1
+                elif contents := members.extractfile(member):
+                    yield found, contents.read()
+    except (EOFError, OSError, tarfile.TarError, zlib.error) as error:
+        raise Damaged(str(error) or type(error).__name__) from error
 
 
 @dataclass(frozen=True)
@@ -214,37 +241,36 @@ def _staged(labels: Path, sources: list[Source], folder: Path, report: Unpacking
         if found["stamp"] == stamp and set(wanted) <= set(found["cases"]):
             return Masks(folder, found["places"])
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     places: dict[str, dict[str, tuple[str, int, int]]] = {}
     last = ""
     try:
-        for name, place in _packed(_members(labels, MASK_MEMBER, wanted, report), folder):
-            last = name[1]
-            path = f"{_folder(name[0], 4, pants.LABELS, 'LabelTr')}/{last}/segmentations/{name[2]}.nii.gz"
-            places.setdefault(last, {})[path] = place
-    except DAMAGE as error:
-        reason = f"{labels.name} is damaged before the end of its masks ({error or type(error).__name__}); download it again"
+        with _checked(folder, "free some room"):
+            folder.mkdir(parents=True)
+            for name, place in _packed(_members(labels, MASK_MEMBER, wanted, report), folder):
+                last = name[1]
+                path = f"{_folder(name[0], 4, pants.LABELS, 'LabelTr')}/{last}/segmentations/{name[2]}.nii.gz"
+                places.setdefault(last, {})[path] = place
+            with replacing(index) as file:
+                file.write(json.dumps({"stamp": stamp, "cases": sorted(wanted), "places": places}).encode())
+    except Damaged as error:
+        reason = f"{labels.name} is damaged before the end of its masks ({error}); download it again"
         report.refused |= {case: reason for case in wanted if case == last or case not in places}
-        return Masks(folder, places)
-    with replacing(index) as file:
-        file.write(json.dumps({"stamp": stamp, "cases": sorted(wanted), "places": places}).encode())
     return Masks(folder, places)
 
 
 def _packed(
-    members: Iterator[tuple[re.Match[str], IO[bytes]]], folder: Path
+    members: Iterator[tuple[re.Match[str], bytes]], folder: Path
 ) -> Iterator[tuple[re.Match[str], tuple[str, int, int]]]:
     """Write members one behind the other; (name, (pack, offset, bytes)) of each."""
     number, offset = 0, PACK_BYTES
     pack: IO[bytes] | None = None
     try:
-        for name, contents in members:
+        for name, data in members:
             if offset >= PACK_BYTES or pack is None:
                 if pack:
                     pack.close()
                 number, offset = number + 1, 0
                 pack = open(folder / f"labels-{number:03d}.pack", "wb")  # noqa: SIM115
-            data = contents.read()
             pack.write(data)
             yield name, (Path(pack.name).name, offset, len(data))
             offset += len(data)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from pathlib import Path
 
@@ -137,6 +138,7 @@ if __name__ == "__main__":
             break
     process.wait()
     time.sleep(0.5)  # its worker ends with it
+    assert list(Path(tempfile.gettempdir()).glob(f"pants-archives-{process.pid}-*"))
     there = len(files_of(store))
     staged = sorted(path.stat().st_mtime_ns for path in store.rglob("*.pack"))
     assert 1 <= there < 4 and staged
@@ -145,6 +147,7 @@ if __name__ == "__main__":
         sorted(path.stat().st_mtime_ns for path in store.rglob("*.pack"))))  # fmt: skip
     assert len(summary.converted) <= 4 - there + 1 and staged in seen
     assert files_of(store) == files_of(unpacked_store) and not (store / "staging").exists()
+    assert not list(Path(tempfile.gettempdir()).glob(f"pants-archives-{process.pid}-*"))
 
 
 def test_members_cannot_lead_out(folders: Path, tmp_path: Path) -> None:
@@ -166,19 +169,39 @@ def test_members_cannot_lead_out(folders: Path, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["store"]
 
 
-@pytest.mark.parametrize("name", [FIRST, LABELS])
-def test_a_truncated_archive_costs_what_is_behind_the_cut(name: str, folders: Path, tmp_path: Path) -> None:
-    """What came before is converted, the rest is refused with the archive's name; whole again, the rest is made."""
+@pytest.mark.parametrize(("name", "kept"), [(FIRST, 0.6), (FIRST, 0.9), (LABELS, 0.6)])
+def test_a_truncated_archive_costs_what_is_behind_the_cut(name: str, kept: float, tmp_path: Path) -> None:
+    """What came before is converted, the rest is refused with the archive's name, none is lost without a word; with the
+    archive whole again the rest is made. The cuts are inside an image and inside a mask."""
+    folders = write_pants(tmp_path / "unpacked", [1, 2, 9001, 9002], (64, 64, 40))
     source, store = pack(folders, tmp_path / "PanTS"), tmp_path / "store"
     whole = (source / name).read_bytes()
-    (source / name).write_bytes(whole[: len(whole) * 6 // 10])
+    (source / name).write_bytes(whole[: int(len(whole) * kept)])
     summary = convert([source], store, workers=1)
-    assert summary.exit_code == 1 and summary.refused and summary.converted
+    assert summary.exit_code == 1 and summary.refused and summary.converted and summary.elsewhere == 0
+    assert {*summary.refused, *summary.converted} >= {f"PanTS_{number:08d}" for number in (1, 2, 9001, 9002)}
     assert all(f"{name} is damaged before" in reason and "download it again" in reason for reason in summary.refused.values())
-    assert set(quarantined(store)) == set(summary.refused)
+    assert set(quarantined(store)) == set(summary.refused) and summary.digest
     (source / name).write_bytes(whole)
     convert([source], store, workers=1)
     assert len(open_store(store)) == 4 and not quarantined(store)
+
+
+@pytest.mark.parametrize("limit", [3_000, 20_000])
+def test_a_full_disk_is_not_a_damaged_archive(limit: int, archives: Path, tmp_path: Path) -> None:
+    """Where staging or the temporary folder cannot be written, the run ends with a line on that; nothing is refused."""
+    program = f"""
+import resource
+from pathlib import Path
+from conversion.run import convert
+if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+    convert([Path({str(archives)!r})], Path({str(tmp_path / "store")!r}), workers=1)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120)
+    assert "UserError" in done.stderr and "File too large" in done.stderr and "damaged" not in done.stderr
+    assert not quarantined(tmp_path / "store")
 
 
 def test_limit_dry_run_and_preflight(archives: Path, tmp_path: Path) -> None:
