@@ -14,10 +14,11 @@ LITERALS, DISTANCES = 288, 32  # symbols of the two codes
 LONGEST = 15  # bits of a code
 END_OF_BLOCK = 256
 FILL = 49  # bits held before a symbol: a length, its extra bits, a distance and its extra bits are 48 at most
-_LENGTH_EXTRA = np.array([0] * 8 + [n for n in range(1, 6) for _ in range(4)] + [0], np.int64)
-_LENGTHS = np.append(3 + np.append(0, np.cumsum(1 << _LENGTH_EXTRA[:27])), 258)
-_DISTANCE_EXTRA = np.array([0, 0] + [n for n in range(14) for _ in range(2)], np.int64)
-_DISTANCES = 1 + np.append(0, np.cumsum(1 << _DISTANCE_EXTRA[:-1]))
+_NEVER = [1 << 40] * 2  # the fixed codes have two symbols each that mean nothing: too long for any buffer
+_LENGTH_EXTRA = np.array([0] * 8 + [n for n in range(1, 6) for _ in range(4)] + [0] * 3, np.int64)
+_LENGTHS = np.concatenate([3 + np.append(0, np.cumsum(1 << _LENGTH_EXTRA[:27])), [258], _NEVER])
+_DISTANCE_EXTRA = np.array([0, 0] + [n for n in range(14) for _ in range(2)] + [0] * 2, np.int64)
+_DISTANCES = np.concatenate([1 + np.append(0, np.cumsum(1 << _DISTANCE_EXTRA[:29])), _NEVER])
 _ORDER = np.array([16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15])  # of the code lengths' code lengths
 _POSITION, _BITS, _COUNT, _MADE, _EDGE = range(5)  # of the state: next byte, bits held, how many, bytes made, zero from
 

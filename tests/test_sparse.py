@@ -48,17 +48,32 @@ def test_inflate_equals_zlib(seed: int, size: int, level: int, strategy: int, no
     assert np.array_equal(out, content) and untouched_are_zero(out, touched)
 
 
+@pytest.mark.parametrize("first", [None, 0b011, 0b101], ids=["zlib's", "fixed code", "dynamic code"])
 @given(seed=st.integers(0, 10_000), keep=st.floats(0, 1), flips=st.integers(0, 3))
 @settings(max_examples=200, deadline=None)
-def test_damaged_streams_write_nowhere_else(seed: int, keep: float, flips: int) -> None:
-    """Flipped bits and early ends: never a byte beyond the buffer's end or in a block that is said to be untouched."""
+def test_damaged_streams_write_nowhere_else(first: int | None, seed: int, keep: float, flips: int) -> None:
+    """Flipped bits, early ends and noise that begins like a block.
+
+    Never is a byte written beyond the buffer's end or in a block that is said to be untouched.
+    """
     rng = np.random.default_rng(seed)
     data = np.frombuffer(zlib.compress(runs(seed, 50_000, noise=bool(seed % 2)).tobytes())[2:], np.uint8).copy()
+    if first is not None:
+        data[:] = rng.integers(0, 256, len(data))
+        data[0] = data[0] & 0b11111000 | first
     for at in rng.integers(0, len(data), flips):
         data[at] ^= 1 << rng.integers(0, 8)
     room, touched = np.zeros(60_000, np.uint8), np.zeros(50_000 // BLOCK + 1, np.bool_)
     inflate(data[: int(keep * len(data))], room[:50_000], touched)
     assert not room[50_000:].any() and untouched_are_zero(room[:50_000], touched)
+
+
+@pytest.mark.parametrize("bits", ["11000110", "11000111", "000000111110", "000000111111"])
+def test_symbols_without_meaning_are_refused(bits: str) -> None:
+    """The fixed codes have lengths 286 and 287 and distances 30 and 31, which no stream may use."""
+    number = int(("110" + "00110000" + bits + "0" * 40)[::-1], 2)  # last block, fixed code, a literal 0
+    data = np.frombuffer(number.to_bytes(10, "little"), np.uint8)
+    assert inflate(data, np.zeros(1000, np.uint8), np.zeros(3, np.bool_)) == (0, 0)
 
 
 def test_a_buffer_is_clean_for_the_next() -> None:
