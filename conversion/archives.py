@@ -19,6 +19,8 @@ import tempfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import IO, Any
 
@@ -83,12 +85,12 @@ def _stamp(*paths: Path) -> str:
 
 def present(sources: Sequence[Source], store: Path) -> list[Source]:
     """Those that no earlier reading of their archive, as it is now, has missed."""
-    missed = {path.name: json.loads(path.read_text()) for path in (store / ABSENT).glob("*.json")}
-    return [s for s in sources if not s.archived or s.case not in missed.get(_listing(s.image), {}).get(s.archived.stamp, [])]
-
-
-def _listing(images: Path) -> str:
-    return f"{images.name}.json"
+    missed = {
+        (path.stem, stamp): set(cases)
+        for path in (store / ABSENT).glob("*.json")
+        for stamp, cases in json.loads(path.read_text()).items()
+    }
+    return [s for s in sources if not s.archived or s.case not in missed.get((s.image.name, s.archived.stamp), ())]
 
 
 def notes(report: Unpacking) -> list[str]:
@@ -106,8 +108,8 @@ def unpacked(sources: Sequence[Source], store: Path, slice_name: str, report: Un
     """Yields an iterator over the sources with their files in place: those of folders as they are, then the archives'.
 
     The files of an archived case lie in its `root` until the worker that had it removes that, at the latest until this
-    context ends: stay in it until the last case is done. Staged labels of this
-    slice are removed at the end; killed before, the next run finds them. `report` is filled while archives are read.
+    context ends: stay in it until the last case is done. Staged labels of this slice are removed at the end; killed
+    before, the next run finds them. `report` is filled while archives are read.
     """
     archived = [source for source in sources if source.archived]
     folders = iter([source for source in sources if not source.archived])
@@ -187,7 +189,7 @@ def _folder(member: str, place: int, known: re.Pattern[str], usual: str) -> str:
 def _remember(store: Path, source: Source, absent: list[str]) -> None:
     """So that the next run need not read the archive again to find that it has no such cases."""
     assert source.archived
-    path = store / ABSENT / _listing(source.image)
+    path = store / ABSENT / f"{source.image.name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     before = json.loads(path.read_text()).get(source.archived.stamp, []) if path.is_file() else []
     with replacing(path) as file:
@@ -222,13 +224,14 @@ class Masks:
     def write(self, case: str, root: Path) -> dict[str, Path]:
         """A case's masks as files below `root`; their paths by structure."""
         written = {}
-        for name, (pack, offset, size) in sorted(self.places.get(case, {}).items()):
-            path = root / name
-            path.parent.mkdir(parents=True, exist_ok=True)
+        places = sorted((*place, root / name) for name, place in self.places.get(case, {}).items())
+        for pack, group in groupby(places, key=itemgetter(0)):
             with open(self.folder / pack, "rb") as file:
-                file.seek(offset)
-                path.write_bytes(file.read(size))
-            written[path.name.removesuffix(".nii.gz")] = path
+                for _, offset, size, path in group:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    file.seek(offset)
+                    path.write_bytes(file.read(size))
+                    written[path.name.removesuffix(".nii.gz")] = path
         return written
 
 

@@ -51,9 +51,9 @@ def chosen(sources: list[Source], cases: Sequence[str] | None) -> list[Source]:
 
 def sliced(sources: list[Source], slice_: tuple[int, int]) -> list[Source]:
     """Every n-th case from the i-th; archives are not divided, since a part of one takes as long to read as the whole."""
-    units = list(dict.fromkeys(source.image if source.archived else source.case for source in sources))
-    mine = set(units[slice_[0] - 1 :: slice_[1]])
-    return [source for source in sources if (source.image if source.archived else source.case) in mine]
+    units = [source.image if source.archived else source.case for source in sources]
+    mine = set(list(dict.fromkeys(units))[slice_[0] - 1 :: slice_[1]])
+    return [source for source, unit in zip(sources, units, strict=True) if unit in mine]
 
 
 def unique(found: Sequence[Found]) -> list[Source]:

@@ -8,7 +8,6 @@ RAS millimetres.
 import os
 import warnings
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -119,38 +118,20 @@ def decode(data: bytes, scratch: Scratch | None = None) -> Volume:
         raise BadImage("empty file (0 bytes)")
     packed = data[:2] == gz.MAGIC
     try:
-        image = _described(gz.head(data, _NIFTI2_BYTES) if packed else data[:_NIFTI2_BYTES])
-        size = image.offset + int(np.prod(image.shape)) * image.dtype.itemsize
+        header = _header(gz.head(data, _NIFTI2_BYTES) if packed else data[:_NIFTI2_BYTES])
+        shape, offset = _shape(header), _voxel_offset(header)
+        dtype = _dtype(header)
+        size = offset + int(np.prod(shape)) * dtype.itemsize
         content = _content(data, size, packed, scratch or Scratch())
     except gz.TooLong as error:
-        raise BadImage(f"longer than its header says (shape {image.shape}, {image.dtype.name})") from error
+        raise BadImage(f"longer than its header says (shape {shape}, {dtype.name})") from error
     except gz.BadGzip as error:
         raise BadImage(str(error)) from error
-    array = _voxels(content, image.shape, image.dtype, image.offset)
+    array = _voxels(content, shape, dtype, offset)
     check_finite(array)
-    return Volume(array, image.affine.copy(), array.dtype, image.slope, image.inter, image.zooms_mm_ijk)
-
-
-@dataclass(frozen=True)
-class _Description:
-    """What a header says of its image."""
-
-    shape: tuple[int, int, int]
-    offset: int
-    dtype: np.dtype
-    slope: float
-    inter: float
-    zooms_mm_ijk: tuple[float, float, float]
-    affine: np.ndarray
-
-
-@lru_cache(maxsize=256)
-def _described(head: bytes) -> _Description:
-    """Remembered, since a case's masks have nearly all the same header. Raises BadImage."""
-    header = _header(head)
-    shape, offset, dtype = _shape(header), _voxel_offset(header), _dtype(header)
+    slope, inter = _scaling(header)
     i, j, k = (float(mm) for mm in header.get_zooms()[:3])
-    return _Description(shape, offset, dtype, *_scaling(header), (i, j, k), _affine(header))
+    return Volume(array, _affine(header), array.dtype, slope, inter, (i, j, k))
 
 
 def _header(head: bytes) -> Nifti1Header:

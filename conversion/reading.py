@@ -34,16 +34,11 @@ class Digests(dict[Path, tuple[int, str]]):
 
 @dataclass(frozen=True)
 class Memory:
-    """A worker's buffers, used again by every case: fresh memory costs as much as merging does.
-
-    `empty` has shape and affine of mask files, by size and digest, in which no voxel is set: many of a case's masks are
-    the same empty file, which need not be decoded again.
-    """
+    """A worker's buffers, used again by every case: fresh memory costs as much as merging does."""
 
     image: Scratch = field(default_factory=Scratch)
     mask: Sparse = field(default_factory=Sparse)
     codes: Scratch = field(default_factory=Scratch)
-    empty: dict[tuple[int, str], tuple[tuple[int, ...], np.ndarray | None]] = field(default_factory=dict)
 
 
 def read_image(source: Source, digests: Digests, memory: Memory | None = None) -> Volume:
@@ -61,13 +56,12 @@ def read_image(source: Source, digests: Digests, memory: Memory | None = None) -
 class Mask(NamedTuple):
     """One structure's mask, valid only until the next one is read.
 
-    `voxels` is flat uint8 in index order, None where it is known as empty; inside[value] says which of the 256 values
-    mean inside; filled[block] is False where a block of BLOCK voxels is known to be zero (None: nothing is known);
-    `affine` is the file's, None for npz.
+    `voxels` is flat uint8 in index order; inside[value] says which of the 256 values mean inside; filled[block] is False
+    where a block of BLOCK voxels is known to be zero (None: nothing is known); `affine` is the file's, None for npz.
     """
 
     structure: str
-    voxels: np.ndarray | None
+    voxels: np.ndarray
     inside: np.ndarray
     filled: np.ndarray | None
     affine: np.ndarray | None
@@ -87,12 +81,7 @@ def read_masks(
         path = source.masks[name]
         try:
             if name not in source.values:
-                data = digests.read(path)
-                known = memory.empty.get(digests[path]) if memory else None
-                if known and known[0] == shape_ijk:
-                    yield Mask(name, None, INSIDE, None, known[1])
-                    continue
-                volume = _decode(source, path, data, scratch)
+                volume = _decode(source, path, digests.read(path), scratch)
                 flat, inside = binary(volume, shape_ijk)
                 yield Mask(name, flat, inside, scratch.filled(flat), _affine(path, volume))
                 continue

@@ -91,15 +91,12 @@ def merge_masks(source: Source, image: Volume, digests: Digests, memory: Memory)
     for name, mask, on, filled, affine in read_masks(source, structures, shape, digests, memory):
         if affine is not None:
             affines[name] = affine
-        if mask is None:
-            continue
         try:
             blocks = combinations.add(mask, structures.index(name), on, filled)
         except TooManyValues as error:
             reason = f"a mask with more than two values, {some_values(mask)}"
             raise BadImage(reason, source.masks[name].name) from error
         if not blocks.any():
-            memory.empty[digests[source.masks[name]]] = shape, affine
             continue
         if name == LESION:
             lesions = _components(mask, on, blocks, image)

@@ -15,21 +15,24 @@ def current_row(source: Source, cases: Path, row: dict[str, Any] | None) -> dict
     """The manifest row of a case that need not be converted again, with the sources' present times; else None.
 
     `row` is what the journal or the manifest says. A file that they do not know, or know otherwise, is asked itself: a
-    conversion may have been killed between the file and its line in the journal. Of a case in archives only what was
-    made of the very same archives is known to be current, before its files are in place.
+    conversion may have been killed between the file and its line in the journal.
     """
     path = cases / f"{source.case}.ozx"
     if not path.is_file():
         return None
-    if source.archived and source.image.suffixes[-2:] == [".tar", ".gz"]:
-        if row is None or row["file_bytes"] != path.stat().st_size or not _same_words(source, row):
-            return None
-        return row if row["source_mtimes_ns"] == source.archived.stamp else None
     for candidate in _candidates(path, row):
         mtimes = _matching_mtimes(source, candidate)
         if mtimes is not None:
             return {**candidate, "source_mtimes_ns": json.dumps(mtimes)}
     return None
+
+
+def current_row_of_archived(source: Source, cases: Path, row: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The same of a case whose files are not in place: only what was made of the very same archives is known."""
+    path = cases / f"{source.case}.ozx"
+    if row is None or source.archived is None or not path.is_file() or row["file_bytes"] != path.stat().st_size:
+        return None
+    return row if row["source_mtimes_ns"] == source.archived.stamp and _same_words(source, row) else None
 
 
 def _candidates(path: Path, row: dict[str, Any] | None) -> Iterator[dict[str, Any]]:

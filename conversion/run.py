@@ -21,7 +21,7 @@ from conversion.nifti import BadImage
 from conversion.pool import run_jobs
 from conversion.reading import Memory
 from conversion.repack import convert_case
-from conversion.resume import current_row
+from conversion.resume import current_row, current_row_of_archived
 from pants_dist.cluster import Died, run_on_nodes, usable_cores
 from pants_dist.errors import UserError
 from pants_dist.store import SCHEMA, open_store, write_manifest
@@ -172,7 +172,8 @@ def _check(mine: list[Source], known: Rows, summary: Summary, run: Run, on_event
 
 
 def _check_one(cases: Path, job: Job) -> dict[str, Any] | None:
-    return current_row(job[0], cases, job[1])
+    source, row = job
+    return (current_row_of_archived if source.archived else current_row)(source, cases, row)
 
 
 def _prepare(store: Path, owned: list[Source] | None, known: Rows, kept: Rows, stale: list[Source]) -> Writer:

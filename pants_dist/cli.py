@@ -9,7 +9,6 @@ import os
 import re
 import shlex
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -64,37 +63,16 @@ def convert(given: Given) -> int:
     """Repack datasets into a store; the same command again goes on where it stopped."""
     from conversion.choice import parse_cases, parse_slice
     from conversion.run import convert as repack
-    from pants_dist.progress import shown
+    from pants_dist.progress import Conversion, shown
 
     with shown("convert") as tell:
         summary = repack(
             given.sources, given.store, layout=given.layout, metadata=given.metadata, workers=given.workers, ray=given.ray,
             slice_=parse_slice(given.slice) if given.slice else None, limit=given.limit,
             cases=parse_cases(given.cases) if given.cases else None, dry_run=given.dry_run,
-            on_event=_Conversion(tell).hears,
+            on_event=Conversion(tell).hears,
         )  # fmt: skip
     return ends(*_after_conversion(summary, given.dry_run))
-
-
-class _Conversion:
-    """Shows a conversion's events: lines of what is worth one, and how far it is, how fast, how many were refused."""
-
-    def __init__(self, tell: Callable[..., None]) -> None:
-        self.tell, self.begun, self.read, self.refused = tell, time.monotonic(), 0, 0
-
-    def hears(self, event: Any) -> None:
-        self.read += event.source_bytes
-        self.refused += event.kind == "refused"
-        if event.total:
-            self.tell(event.done, event.total, "" if event.kind == "checked" else self._pace())
-        elif event.kind == "plan":
-            self.begun = time.monotonic()
-        if event.kind not in ("checked", "converted"):
-            print(event.text, flush=True)
-
-    def _pace(self) -> str:
-        rate = self.read / 1e9 / max(time.monotonic() - self.begun, 1e-3)
-        return f"{rate:.3f} GB/s, {self.refused:,} quarantined"
 
 
 def _after_conversion(summary: Any, dry_run: bool) -> tuple[Any, ...]:

@@ -101,9 +101,9 @@ def splits_and_seen(store: Store, settings: Settings) -> tuple[pd.Series, pd.Ser
 def validation_cases(store: Store, settings: Settings) -> list[str]:
     """The fixed sample that is scored during training: `validation.cases` of seen and of held-out, center by center in turn."""
     splits, _ = splits_and_seen(store, settings)
-    chosen: list[str] = []
+    centers, chosen = store.frame("center"), list[str]()
     for split in DEFAULT_SPLITS:
-        rows = store.frame("center")[splits == split]
+        rows = centers[splits == split]
         turn = rows.groupby("center").cumcount()
         ordered = rows.assign(turn=turn).sort_values(["turn", "center"], kind="stable").index.tolist()
         chosen += ordered[: settings.validation.cases]

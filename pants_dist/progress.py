@@ -61,6 +61,28 @@ def _lines(what: str, unit: str) -> Iterator[Tell]:
     yield tell
 
 
+class Conversion:
+    """Shows a conversion's events: lines of what is worth one, and how far it is, how fast, how many were refused."""
+
+    def __init__(self, tell: Tell) -> None:
+        self.tell, self.begun, self.read, self.refused = tell, time.monotonic(), 0, 0
+
+    def hears(self, event: Any) -> None:
+        """One of conversion.run.Event."""
+        self.read += event.source_bytes
+        self.refused += event.kind == "refused"
+        if event.total:
+            self.tell(event.done, event.total, "" if event.kind == "checked" else self._pace())
+        elif event.kind == "plan":
+            self.begun = time.monotonic()
+        if event.kind not in ("checked", "converted"):
+            print(event.text, flush=True)
+
+    def _pace(self) -> str:
+        rate = self.read / 1e9 / max(time.monotonic() - self.begun, 1e-3)
+        return f"{rate:.3f} GB/s, {self.refused:,} quarantined"
+
+
 class Pace:
     """Rate and time left, from the last minute: what an earlier attempt did comes at once and is soon forgotten."""
 

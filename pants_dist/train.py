@@ -87,7 +87,8 @@ def plan_of(store: Store, settings: Settings) -> Plan:
     splits = assign_splits(store.frame(*SPLIT_BY), data.held_out_centers, data.val_fraction)
     cases = tuple(case for case in store.cases if splits[case] == "train")
     rows = store.frame("center", "voxels", *data.shares).loc[list(cases)]
-    present = {case: present_in(json.loads(voxels), settings.model.structures) for case, voxels in rows["voxels"].items()}
+    rows["voxels"] = rows["voxels"].map(json.loads)
+    present = {case: present_in(voxels, settings.model.structures) for case, voxels in rows["voxels"].items()}
     requests = requests_of(rows, data)
     weights = tuple(weigh(requests, len(cases)).tolist()) if requests else ()
     return Plan(

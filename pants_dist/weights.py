@@ -5,7 +5,6 @@ gets. Weights are raked (iterative proportional fitting, Deming and Stephan 1940
 group are scaled to its share, until every request holds.
 """
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,11 +38,11 @@ class Request:
 def requests_of(table: "pd.DataFrame", data: Data) -> list[Request]:
     """What the settings ask for; nothing where cases are drawn as they come.
 
-    `table` has a row a case, with center, voxels and the columns that `data.shares` names.
+    `table` has a row a case, with center, voxels (structure -> count) and the columns that `data.shares` names.
     """
     requests = []
     if data.lesion_fraction is not None:
-        groups = ["lesion" if json.loads(voxels).get(LESION) else "none" for voxels in table["voxels"]]
+        groups = ["lesion" if voxels.get(LESION) else "none" for voxels in table["voxels"]]
         wanted = {"lesion": data.lesion_fraction, "none": 1 - data.lesion_fraction}
         shares = {group: share for group, share in wanted.items() if share or group in groups}
         requests.append(Request("data.lesion_fraction", groups, shares))

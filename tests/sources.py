@@ -1,7 +1,11 @@
-"""Small datasets in PanTS's layout for the tests of the conversion: boxes that overlap, orientations that vary."""
+"""For the tests of the conversion: small datasets in PanTS's layout, with boxes that overlap and orientations that vary;
+conversions in processes of their own.
+"""
 
 import csv
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +14,8 @@ import pytest
 from conversion import nifti
 from pants_dist.structures import PANTS
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
 REAL_CT = SHARED / "data" / "real_ct_pants"
 DIRECTIONS = ([1, 1, 1], [-1, -1, 1], [-1, 1, 1], [1, -1, -1])
 
@@ -47,3 +52,24 @@ def write_pants_case(root: Path, case: str, shape_ijk: tuple[int, int, int], rng
             corner = rng.integers(0, np.array(shape_ijk) - 4)
             mask[tuple(slice(c, c + n) for c, n in zip(corner, rng.integers(2, 12, 3), strict=True))] = 1
         nifti.write(root / f"Label{part}" / case / "segmentations" / f"{name}.nii.gz", mask, affine)
+
+
+def files_of(store: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((store / "cases").iterdir())}
+
+
+def convert_in_a_process(source: Path, store: Path, before: str = "", workers: int = 2) -> subprocess.Popen:
+    """`convert` in a process of its own, which prints a line an event; `before` is code to run first."""
+    program = f"""
+import resource
+from pathlib import Path
+from conversion.run import convert
+if __name__ == "__main__":
+    {before or "pass"}
+    convert([Path({str(source)!r})], Path({str(store)!r}), workers={workers}, on_event=lambda e: print(e.kind, flush=True))
+"""
+    script = store.with_suffix(".py")
+    script.write_text(program)
+    command = [sys.executable, str(script)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -2,15 +2,13 @@ import io
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import tarfile
 import tempfile
 import time
 from pathlib import Path
 
 import pytest
-from sources import write_pants
+from sources import convert_in_a_process, files_of, write_pants
 
 from conversion import nifti
 from conversion.choice import parse_slice
@@ -22,7 +20,6 @@ from conversion.verify import verify
 from pants_dist.errors import UserError
 from pants_dist.store import open_store
 
-ROOT = Path(__file__).resolve().parents[1]
 FIRST, SECOND, LABELS = (f"PanTSMini_{name}.tar.gz" for name in (
     "ImageTr_00000001_00000003", "ImageTe_00009001_00009002", "Label"))  # fmt: skip
 
@@ -57,10 +54,6 @@ def unpacked_store(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     folder = tmp_path_factory.mktemp("stores") / "folders"
     assert convert([folders], folder, workers=1).exit_code == 0
     return folder
-
-
-def files_of(store: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted((store / "cases").iterdir())}
 
 
 def test_archives_give_the_files_that_folders_give(archives: Path, unpacked_store: Path, tmp_path: Path) -> None:
@@ -124,14 +117,8 @@ def test_slices_do_not_divide_archives(archives: Path, unpacked_store: Path, tmp
 def test_a_killed_conversion_goes_on(archives: Path, unpacked_store: Path, tmp_path: Path) -> None:
     """kill -9 once the first case is there: the same command again makes the rest, from the labels that were staged."""
     store = tmp_path / "store"
-    program = f"""
-from pathlib import Path
-from conversion.run import convert
-if __name__ == "__main__":
-    convert([Path({str(archives)!r})], Path({str(store)!r}), workers=1, on_event=lambda event: print(event.kind, flush=True))
-"""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True)
+    process = convert_in_a_process(archives, store, workers=1)
+    assert process.stdout
     for line in process.stdout:
         if line.startswith("converted"):
             process.send_signal(signal.SIGKILL)
@@ -190,17 +177,9 @@ def test_a_truncated_archive_costs_what_is_behind_the_cut(name: str, kept: float
 @pytest.mark.parametrize("limit", [3_000, 20_000])
 def test_a_full_disk_is_not_a_damaged_archive(limit: int, archives: Path, tmp_path: Path) -> None:
     """Where staging or the temporary folder cannot be written, the run ends with a line on that; nothing is refused."""
-    program = f"""
-import resource
-from pathlib import Path
-from conversion.run import convert
-if __name__ == "__main__":
-    resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
-    convert([Path({str(archives)!r})], Path({str(tmp_path / "store")!r}), workers=1)
-"""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120)
-    assert "UserError" in done.stderr and "File too large" in done.stderr and "damaged" not in done.stderr
+    before = f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))"
+    _, errors = convert_in_a_process(archives, tmp_path / "store", before, workers=1).communicate(timeout=120)
+    assert "UserError" in errors and "File too large" in errors and "damaged" not in errors
     assert not quarantined(tmp_path / "store")
 
 

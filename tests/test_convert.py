@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sources import SHARED, need, write_pants, write_pants_case
+from sources import ROOT, SHARED, convert_in_a_process, files_of, need, write_pants, write_pants_case
 
 import pants_dist.store
 from conversion import nifti, repack
@@ -24,8 +24,6 @@ from pants_dist.cluster import Died
 from pants_dist.errors import UserError
 from pants_dist.store import open_store, write_manifest
 
-ROOT = Path(__file__).resolve().parents[1]
-
 
 @pytest.fixture(scope="module")
 def pants(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -38,10 +36,6 @@ def store(pants: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stores") / "one"
     assert convert([pants], folder, workers=1).exit_code == 0
     return folder
-
-
-def files_of(store: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted((store / "cases").iterdir())}
 
 
 def inodes_of(store: Path) -> dict[str, int]:
@@ -154,23 +148,6 @@ def test_a_store_of_an_older_format_is_refused_and_made_anew(
         open_store(folder)
     assert len(convert([pants], folder, workers=1).converted) == 5
     assert files_of(folder) == files_of(store) and open_store(folder).digest == open_store(store).digest
-
-
-def convert_in_a_process(source: Path, store: Path, before: str = "") -> subprocess.Popen:
-    """`convert` in a process of its own, which prints a line an event; `before` is code to run first."""
-    program = f"""
-import resource
-from pathlib import Path
-from conversion.run import convert
-if __name__ == "__main__":
-    {before or "pass"}
-    convert([Path({str(source)!r})], Path({str(store)!r}), workers=2, on_event=lambda e: print(e.kind, flush=True))
-"""
-    script = store.with_suffix(".py")
-    script.write_text(program)
-    command = [sys.executable, str(script)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def kill_in_the_middle(source: Path, store: Path, finished: int, delay_seconds: float) -> None:

@@ -1,4 +1,9 @@
+import contextlib
 import hashlib
+import itertools
+import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +12,7 @@ from small import make_store
 
 from pants_dist import cluster
 from pants_dist.errors import UserError
-from pants_dist.loader import Loader, MicroBatch, Reader, make_source
+from pants_dist.loader import Loader, MicroBatch, RaySource, Reader, make_source
 from pants_dist.plan import Plan
 from pants_dist.store import Store, open_store
 
@@ -66,38 +71,35 @@ def test_ray_gives_the_same_bytes_as_local(store: Store, expected: list[str], ra
     assert digests(loader(store, "ray")) == expected
 
 
-def test_a_killed_reader_changes_nothing(store: Store, expected: list[str], ray_cluster) -> None:
-    """A reader killed in the middle of the stream is replaced, and every step is as before."""
-    import os
-    import signal
-
+@contextlib.contextmanager
+def disturbed(store: Store, number: int, what: signal.Signals) -> Iterator[tuple[RaySource, Iterator]]:
+    """A loader's source and steps, one of its readers sent a signal behind the first step, and killed at the end."""
     import ray
 
     running = loader(store, "ray")
+    assert isinstance(running.source, RaySource)
     pids = [ray.get(reader.__ray_call__.remote(lambda _: os.getpid())) for reader in running.source.readers]
     items = iter(running)
-    got = [next(items)]
-    os.kill(pids[1], signal.SIGKILL)
-    assert digests([*got, *items]) == expected
+    got = next(items)
+    os.kill(pids[number], what)
+    try:
+        yield running.source, itertools.chain([got], items)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pids[number], signal.SIGKILL)
+
+
+def test_a_killed_reader_changes_nothing(store: Store, expected: list[str], ray_cluster) -> None:
+    """A reader killed in the middle of the stream is replaced, and every step is as before."""
+    with disturbed(store, 1, signal.SIGKILL) as (_, items):
+        assert digests(items) == expected
 
 
 def test_a_reader_that_hangs_is_passed_by(store: Store, expected: list[str], ray_cluster) -> None:
     """With one reader stopped for good (SIGSTOP) the other is asked again, and every step is as before."""
-    import os
-    import signal
-
-    import ray
-
-    running = loader(store, "ray")
-    pids = [ray.get(reader.__ray_call__.remote(lambda _: os.getpid())) for reader in running.source.readers]
-    items = iter(running)
-    got = [next(items)]
-    os.kill(pids[0], signal.SIGSTOP)
-    try:
-        assert digests([*got, *items]) == expected
-        assert running.source.asked_again >= 1
-    finally:
-        os.kill(pids[0], signal.SIGKILL)
+    with disturbed(store, 0, signal.SIGSTOP) as (source, items):
+        assert digests(items) == expected
+        assert source.asked_again >= 1
 
 
 def test_voxels_from_ray_are_not_copied(store: Store, ray_cluster) -> None:
