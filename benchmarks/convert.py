@@ -3,17 +3,16 @@
     python benchmarks/convert.py FOLDER [--runs 5] [--without-peers] [--also FOLDER]
 
 FOLDER is in PanTS's layout. The floor decompresses the same files with libdeflate, into one buffer, and does nothing
-else. All take turns, and medians count; times are wall-clock seconds a case, on one core but for "2 workers". Peak memory
-is that of a fresh process with FOLDER's cases, and of one with a case of 240 million voxels, the first one's slices
-repeated. --also names cases whose size in the store is printed beside.
+else. All take turns, and medians count; times are wall-clock seconds a case. All but the whole command are held on one
+core; the two slow peers take the first three cases only. Peak memory is that of a fresh process with FOLDER's cases, and
+of one with a case of 240 million voxels, the first one's slices repeated. --also names cases whose size in the store is
+printed beside. nnU-Net takes part where its package nnunetv2 is installed.
 """
 
 import argparse
 import importlib.metadata
-import importlib.util
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("BLOSC_NTHREADS", "1")
 
 import nibabel
+import nnunet
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec
@@ -39,6 +39,10 @@ from conversion.source import Source
 
 CHUNKS_ZYX = (32, 32, 32)
 LARGEST_VOXELS = 240_000_000  # of the largest scan of PanTS
+SLOW_CASES = 3  # the slow peers take so many
+FLOOR, OURS, ZARR = "floor: libdeflate, nothing else", "pants-dist, one process", "nibabel + zarr-python"
+NNUNET = "nnU-Net v2's preprocessing, without resampling"
+ONE, TWO = "pants-dist convert, 1 worker", "pants-dist convert, 2 workers"
 Peer = Callable[[Sequence[Source], Path], None]
 
 
@@ -82,21 +86,25 @@ def workers(count: int) -> Peer:
 
     def run(sources: Sequence[Source], folder: Path) -> None:
         root = sources[0].root
-        shutil.rmtree(folder / "store", ignore_errors=True)
         convert([root], folder / "store", workers=count)
 
     return run
 
 
-def measured(peers: dict[str, Peer], sources: Sequence[Source], folder: Path, runs: int) -> dict[str, float]:
+def measured(peers: dict[str, Peer], sources: Sequence[Source], runs: int) -> dict[str, float]:
     """Median seconds a case; every peer has one turn before that does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in peers}
+    cores = sorted(os.sched_getaffinity(0))
     for run in range(runs + 1):
         for name, peer in peers.items():
-            begun = time.perf_counter()
-            peer(sources, folder)
-            if run:
-                seconds[name].append((time.perf_counter() - begun) / len(sources))
+            chosen = sources[:SLOW_CASES] if name in (ZARR, NNUNET) else sources
+            os.sched_setaffinity(0, cores if name in (ONE, TWO) else cores[-1:])
+            with tempfile.TemporaryDirectory() as folder:
+                begun = time.perf_counter()
+                peer(chosen, Path(folder))
+                if run:
+                    seconds[name].append((time.perf_counter() - begun) / len(chosen))
+    os.sched_setaffinity(0, cores)
     return {name: median(found) for name, found in seconds.items()}
 
 
@@ -137,16 +145,16 @@ def ratio(sources: Sequence[Source]) -> float:
 
 
 def print_table(seconds: dict[str, float], sources: Sequence[Source]) -> None:
-    lowest, ours = seconds["floor: libdeflate, nothing else"], seconds["pants-dist, one process"]
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("numpy", "numcodecs", "zarr", "nibabel"))
+    packages = ["numpy", "numcodecs", "zarr", "nibabel", *(["nnunetv2"] if NNUNET in seconds else [])]
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     print(f"`python {' '.join(sys.argv)}`: {len(sources)} cases; {cpu_name()}, {os.cpu_count()} cores; load when it ended")
     print(f"{os.getloadavg()[0]:.1f}; Python {platform.python_version()}, {versions}\n")
     print("| what | seconds a case | floor / it | it / pants-dist |\n|---|---|---|---|")
     for name, found in seconds.items():
-        print(f"| {name} | {found:.3f} | {lowest / found:.2f} | {found / ours:.2f} |")
-    print(f"| nnU-Net v2's preprocessing | {'installed, not measured' if nnunet() else 'not installed'} | | |")
-    one, two = seconds["pants-dist convert, 1 worker"], seconds["pants-dist convert, 2 workers"]
-    print(f"\n2 workers are {one / two:.2f} times as fast as 1.")
+        print(f"| {name} | {found:.3f} | {seconds[FLOOR] / found:.2f} | {found / seconds[OURS]:.2f} |")
+    if NNUNET not in seconds:
+        print(f"| {NNUNET} | not measured: {'left out' if nnunet.installed() else 'nnunetv2 is not installed'} | | |")
+    print(f"\n2 workers are {seconds[ONE] / seconds[TWO]:.2f} times as fast as 1.")
 
 
 def print_sizes(sources: Sequence[Source], root: Path, also: Path | None) -> None:
@@ -160,10 +168,6 @@ def print_sizes(sources: Sequence[Source], root: Path, also: Path | None) -> Non
             print(f" (3 times that and 500 MB: {(3 * decoded + 500e6) / 1e6:.0f}).")
 
 
-def nnunet() -> bool:
-    return importlib.util.find_spec("nnunetv2") is not None
-
-
 def cpu_name() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
@@ -173,23 +177,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", type=Path, help="cases in PanTS's layout")
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--without-peers", action="store_true", help="leave out nibabel + zarr-python, which is slow")
+    parser.add_argument("--without-peers", action="store_true", help="leave out zarr-python and nnU-Net, which are slow")
     parser.add_argument("--also", type=Path, help="other cases, such as a real one, to print the size of")
     parser.add_argument("--peak", action="store_true", help="only convert, and print the peak memory in bytes")
     given = parser.parse_args()
     sources = recognise(given.folder).sources
     if given.peak:
         return print_peak(sources)
-    peers: dict[str, Peer] = {
-        "floor: libdeflate, nothing else": floor(np.ones(largest_bytes(sources), np.uint8)),
-        "pants-dist, one process": one_process(Memory()),
-        "pants-dist convert, 1 worker": workers(1),
-        "pants-dist convert, 2 workers": workers(2),
-    }
-    if not given.without_peers:
-        peers["nibabel + zarr-python"] = with_zarr
-    with tempfile.TemporaryDirectory() as folder:
-        seconds = measured(peers, sources, Path(folder), given.runs)
+    peers = {FLOOR: floor(np.ones(largest_bytes(sources), np.uint8)), OURS: one_process(Memory())}
+    peers |= {ONE: workers(1), TWO: workers(2)}
+    with tempfile.TemporaryDirectory() as labels:
+        if not given.without_peers:
+            peers[ZARR] = with_zarr
+            if nnunet.installed():
+                peers[NNUNET] = nnunet.preprocessing(nnunet.label_maps(sources[:SLOW_CASES], Path(labels)))
+        seconds = measured(peers, sources, given.runs)
     print_table(seconds, sources)
     print_sizes(sources, given.folder, given.also)
 
