@@ -19,13 +19,14 @@ from pathlib import Path
 from statistics import median
 
 from pants_dist import config
+from pants_dist.geometry import Geometry
 from pants_dist.loader import Reader
 from pants_dist.store import open_store, write_manifest
 from pants_dist.train import plan_of
 
 SIZES = (36, 3_639, 36_390)
 ROUNDS = 5
-PATCH_ZYX = (96, 96, 96)
+PATCH = Geometry((96, 96, 96))
 
 
 def catalog(store: Path, folder: Path, count: int) -> Path:
@@ -56,7 +57,7 @@ def serve(folder: str) -> None:
     digest = plan.digest
     planned = time.perf_counter()
     print(json.dumps([opened - begun, planned - opened, resident_bytes() - before, digest]), flush=True)
-    reader, number = Reader(store, PATCH_ZYX), 0
+    reader, number = Reader(store, PATCH), 0
     for line in sys.stdin:
         begun = time.perf_counter()
         samples = [plan.sample(index) for index in range(number, number + int(line))]

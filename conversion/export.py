@@ -7,7 +7,7 @@ import numpy as np
 
 from conversion import nifti
 from conversion.scaling import as_on_disk
-from pants_dist.casefile import CaseFile
+from pants_dist.opencase import Layout, OpenCase
 from pants_dist.store import SCHEMA, open_store
 
 
@@ -33,9 +33,11 @@ def export(store: Path, case: str, out: Path) -> list[Path]:
 
 def case_volumes(path: Path, row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """HU and palette codes of a case's file, both (i, j, k) in the source's index order (views)."""
-    file = CaseFile(path, row, row["case"])
-    affine = np.array(row["source_affine"]).reshape(4, 4)
-    image, codes = (file.read(array, (0, 0, 0), file.shape_zyx) for array in ("image", "codes"))
+    layout, affine = Layout.of(row), np.array(row["source_affine"]).reshape(4, 4)
+    file = OpenCase(path, row["case"], layout, "pread")
+    image, codes = np.empty(layout.shape_zyx, layout.image_dtype), np.empty(layout.shape_zyx, layout.codes_dtype)
+    file.read_into("image", (0, 0, 0), image)
+    file.read_into("codes", (0, 0, 0), codes)
     return nifti.original(image, affine), nifti.original(codes, affine)
 
 

@@ -51,6 +51,7 @@ class Logging(L.Callback):
             "train/lr": module.learning_rate(step - 1),
             "train/samples_per_s": (step - self.from_step) * train.batch / elapsed,
             "loader/wait_fraction": min(waited / elapsed, 1.0),
+            "loader/skipped": agreed(float(self.loader.skipped), dist.ReduceOp.SUM),
         })  # fmt: skip
         self.waited_s = self.loader.waited_s
         self.begun, self.from_step = time.perf_counter(), step

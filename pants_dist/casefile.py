@@ -9,7 +9,6 @@ foreground/               voxel coordinates (n, 3) z, y, x; attribute `ranges`: 
 import hashlib
 import io
 import json
-import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -221,65 +220,3 @@ def file_digest(path: Path) -> str:
     """sha256 of a file, as hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-class CaseFile:
-    """An open case: a file descriptor, the layout of its arrays, their chunk indexes once needed."""
-
-    def __init__(self, path: Path, layout: dict[str, Any], case: str) -> None:
-        self.path, self.layout, self.case = path, layout, case
-        self.shape_zyx = tuple(layout["shape_zyx"])
-        self._indexes: dict[str, np.ndarray] = {}
-        try:
-            self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            self.descriptor = -1
-            raise DamagedError(
-                f'case {case}: {path} cannot be opened ({error.strerror}); run "pants-dist verify"'
-            ) from error
-        if (size := os.fstat(self.descriptor).st_size) != layout["file_bytes"]:
-            raise DamagedError(
-                f"case {case}: {path} has {size} bytes, its manifest row says {layout['file_bytes']}; convert it again"
-            )
-
-    def __del__(self) -> None:
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-
-    def read(self, array: str, corner_zyx: tuple[int, int, int], size_zyx: tuple[int, int, int]) -> np.ndarray:
-        fill = AIR_HU if array == "image" else 0
-        out = np.full(size_zyx, fill, self.layout[f"{array}_dtype"])
-        if self.layout[f"{array}_bytes"] == 0:  # nothing but fill
-            return out
-        try:
-            pieces = shard.pieces_of(self._index(array), self.shape_zyx, corner_zyx, size_zyx)
-            shard.decode_box(lambda start, count: self._fetch(array, start, count), pieces, out)
-        except (shard.BadChecksum, RuntimeError) as error:  # RuntimeError is blosc's
-            raise DamagedError(
-                f"case {self.case}, array {array}, {error}: checksum is wrong in {self.path}; convert it again"
-            ) from error
-        return out
-
-    def _index(self, array: str) -> np.ndarray:
-        if array not in self._indexes:
-            size = shard.index_bytes(self.shape_zyx)
-            tail = self._fetch(array, self.layout[f"{array}_bytes"] - size, size)
-            self._indexes[array] = shard.read_index(tail, self.shape_zyx)
-        return self._indexes[array]
-
-    def _fetch(self, array: str, start: int, count: int) -> bytes:
-        try:
-            data = os.pread(self.descriptor, count, self.layout[f"{array}_offset"] + start)
-        except OSError as error:
-            raise DamagedError(
-                f"case {self.case}, array {array}: {self.path} cannot be read ({error.strerror})"
-            ) from error
-        if len(data) != count:
-            raise DamagedError(f"case {self.case}, array {array}: {self.path} is truncated; convert it again")
-        return data
-
-    def foreground(self) -> dict[str, np.ndarray]:
-        ranges = json.loads(self.layout["foreground_ranges"])
-        size = self.layout["foreground_bytes"]
-        coordinates = np.frombuffer(self._fetch("foreground", 0, size) if size else b"", "<u2").reshape(-1, 3)
-        return {name: coordinates[start:stop].astype(np.int64) for name, (start, stop) in ranges.items()}

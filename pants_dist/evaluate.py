@@ -153,7 +153,7 @@ def evaluate(
     is no run, has no checkpoint yet, or where a split has no cases.
     """
     settings, checkpoint = open_run(run)
-    store = open_store(settings.data.store)
+    store = open_store(settings.data.store, settings.data.io)
     assigned, seen = splits_and_seen(store, settings)
     chosen = chosen_splits(assigned, splits)
     model, step = load_model(checkpoint, settings, store)

@@ -1,13 +1,14 @@
 """Reads ahead in plan order. The whole state is one integer, the step.
 
 An item is one optimizer step of one rank: a list of micro-batches. A micro-batch is one flat buffer with the places and
-shapes of its patches, because cases differ in dtype (and windows in size). `ray` reads with Ray actors anywhere in the
+shapes of its windows, because cases differ in dtype and windows in size. `ray` reads with Ray actors anywhere in the
 cluster, `local` with a torch DataLoader's processes; both give the same bytes.
 """
 
 import math
 import time
-from collections import deque
+import warnings
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
@@ -16,21 +17,24 @@ from typing import Any, Protocol
 import numpy as np
 
 from pants_dist import cluster
-from pants_dist.plan import Plan, Sample, corner_of
+from pants_dist.decode import block_means
+from pants_dist.errors import DamagedError
+from pants_dist.geometry import Geometry, Window, window_of
+from pants_dist.plan import Plan, Sample
 from pants_dist.store import Store
 
-ALIGNMENT = 64  # patches start at multiples of it in the buffer
+ATTEMPTS = 10  # at a sample, where damaged cases are passed over
+ALIGNMENT = 64  # windows start at multiples of it in the buffer
 LATE = 5  # times the median that a read may take before it is asked of another reader
 LEAST_PATIENCE_S, MOST_PATIENCE_S = 1.0, 60.0
 
 
 @dataclass(frozen=True)
 class Part:
-    """One patch inside a micro-batch's buffer: offsets in bytes, shape (z, y, x) in voxels."""
+    """One sample's window inside a micro-batch's buffer: where its arrays begin, in bytes, and their dtypes."""
 
     sample: Sample
-    corner_zyx: tuple[int, int, int]
-    shape_zyx: tuple[int, int, int]
+    window: Window
     image_dtype: str
     image_offset: int
     codes_dtype: str
@@ -39,51 +43,90 @@ class Part:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Patches of some samples: `image(n)` is HU and `codes(n)` palette codes, both (z, y, x), views of one buffer."""
+    """Windows of some samples: `image(n)` is HU and `codes(n)` palette codes, both (z, y, x), views of one buffer."""
 
     buffer: Any  # one-dimensional uint8; torch's only while it crosses from a local process, else numpy's
     parts: tuple[Part, ...]
+    skipped: tuple[str, ...] = ()  # why cases were passed over, a line each
     seconds: float = 0.0  # that reading took
 
     def image(self, number: int) -> np.ndarray:
         part = self.parts[number]
-        return self._view(part.image_offset, part.image_dtype, part.shape_zyx)
+        return self._view(part.image_offset, part.image_dtype, part.window.shape_zyx)
 
     def codes(self, number: int) -> np.ndarray:
         part = self.parts[number]
-        return self._view(part.codes_offset, part.codes_dtype, part.shape_zyx)
+        return self._view(part.codes_offset, part.codes_dtype, part.window.shape_zyx)
 
     def _view(self, offset: int, dtype: str, shape_zyx: tuple[int, int, int]) -> np.ndarray:
-        return np.frombuffer(self.buffer, dtype, int(np.prod(shape_zyx)), offset).reshape(shape_zyx)
+        return np.frombuffer(self.buffer, dtype, math.prod(shape_zyx), offset).reshape(shape_zyx)
 
 
 class Reader:
-    """Turns samples into voxels. One a reading process; each is of one patch size."""
+    """Turns samples into voxels. One a reading process; each is of one geometry.
 
-    def __init__(self, store: Store, size_zyx: tuple[int, int, int]) -> None:
-        self.store, self.size_zyx = store, size_zyx
+    A damaged case raises DamagedError; with a `plan`, its sample is replaced by the plan's next attempt at it.
+    """
+
+    def __init__(self, store: Store, geometry: Geometry, plan: Plan | None = None) -> None:
+        self.store, self.geometry, self.plan = store, geometry, plan
 
     def read(self, samples: list[Sample]) -> MicroBatch:
-        """The patches of these samples, in one buffer. Raises DamagedError, naming the case, where bytes are wrong."""
-        begun = time.perf_counter()
-        patches = [self._patch(sample) for sample in samples]
-        parts, offset = [], 0
-        for sample, (corner_zyx, image, codes) in zip(samples, patches, strict=True):
-            image_offset, codes_offset = offset, _aligned(offset + image.nbytes)
-            parts.append(
-                Part(sample, corner_zyx, image.shape, image.dtype.name, image_offset, codes.dtype.name, codes_offset)
-            )
-            offset = _aligned(codes_offset + codes.nbytes)
-        batch = MicroBatch(np.empty(offset, np.uint8), tuple(parts))
-        for number, (_, image, codes) in enumerate(patches):
-            batch.image(number)[...] = image
-            batch.codes(number)[...] = codes
-        return replace(batch, seconds=time.perf_counter() - begun)
+        """The windows of these samples, in one buffer. Raises DamagedError, naming the case, where bytes are wrong."""
+        begun, samples = time.perf_counter(), list(samples)
+        skipped: list[str] = []
+        tried: Counter[int] = Counter()
+        while True:
+            batch, problem = self._read(samples)
+            if problem is None:
+                return replace(batch, skipped=tuple(skipped), seconds=time.perf_counter() - begun)
+            number, error = problem
+            tried[number] += 1
+            if self.plan is None or tried[number] == ATTEMPTS:
+                raise error
+            skipped.append(str(error))
+            samples[number] = self.plan.sample(samples[number].index, tried[number])
 
-    def _patch(self, sample: Sample) -> tuple[tuple[int, int, int], np.ndarray, np.ndarray]:
-        voxels_zyx = self.store.foreground(sample.case).get(sample.structure) if sample.structure else None
-        corner_zyx = corner_of(sample, self.store.shape_zyx(sample.case), self.size_zyx, voxels_zyx)
-        return corner_zyx, *self.store.read_patch(sample.case, corner_zyx, self.size_zyx)
+    def _read(self, samples: list[Sample]) -> tuple[MicroBatch, tuple[int, DamagedError] | None]:
+        """(the batch, None), or what was read of it and which sample could not be, and why."""
+        parts: list[Part] = []
+        batch, done = MicroBatch(np.empty(0, np.uint8), ()), 0
+        try:
+            for sample in samples:
+                parts.append(self._part(sample, _end(parts)))
+            batch = MicroBatch(np.empty(_end(parts), np.uint8), tuple(parts))
+            for done in range(len(parts)):
+                self._fill(batch, done)
+        except DamagedError as error:
+            return batch, (done if len(parts) == len(samples) else len(parts), error)
+        return batch, None
+
+    def _part(self, sample: Sample, offset: int) -> Part:
+        layout = self.store.layout(sample.case)
+        voxel = self.store.open_case(sample.case).voxel_zyx(sample.structure, sample.draw) if sample.structure else None
+        spacing = self.store.spacing_mm_zyx(sample.case)
+        window = window_of(sample, self.geometry, layout.shape_zyx, spacing, voxel)
+        image_bytes = math.prod(window.shape_zyx) * np.dtype(layout.image_dtype).itemsize
+        return Part(sample, window, layout.image_dtype, offset, layout.codes_dtype, _aligned(offset + image_bytes))
+
+    def _fill(self, batch: MicroBatch, number: int) -> None:
+        part, image, codes = batch.parts[number], batch.image(number), batch.codes(number)
+        window = part.window
+        if window.block_zyx == (1, 1, 1):
+            return self.store.read_into(part.sample.case, window.corner_zyx, image, codes)
+        size = [n * block for n, block in zip(window.shape_zyx, window.block_zyx, strict=True)]
+        own_image, own_codes = np.empty(size, image.dtype), np.empty(size, codes.dtype)
+        self.store.read_into(part.sample.case, window.corner_zyx, own_image, own_codes)
+        block_means(own_image, image)
+        codes[...] = own_codes[tuple(slice(block // 2, None, block) for block in window.block_zyx)]
+
+
+def _end(parts: list[Part]) -> int:
+    """Where the next part may begin."""
+    if not parts:
+        return 0
+    last = parts[-1]
+    return _aligned(last.codes_offset + math.prod(last.window.shape_zyx) * np.dtype(last.codes_dtype).itemsize)
 
 
 def _aligned(offset: int) -> int:
@@ -108,7 +151,7 @@ class RaySource:
 
         cluster.joined()
         actor = ray.remote(num_cpus=0, resources={cluster.READER_SLOT: 1}, max_restarts=-1, max_task_retries=-1)(Reader)
-        self.readers: list[Any] = [actor.remote(reader.store, reader.size_zyx) for _ in range(readers)]
+        self.readers: list[Any] = [actor.remote(reader.store, reader.geometry, reader.plan) for _ in range(readers)]
         self.ahead, self.asked_again = ahead, 0
         self._busy: list[set[Any]] = [set() for _ in range(readers)]  # futures that each reader still owes
         self._seconds: deque[float] = deque(maxlen=64)  # that the last reads took
@@ -190,7 +233,8 @@ class _Requests:
 class Loader:
     """Steps `start` to `stop` of a rank, in plan order: each item is the list of that step's micro-batches.
 
-    `waited_s` is the time that the consumer spent waiting for items so far.
+    `waited_s` is the time that the consumer spent waiting for items so far, `skipped` how many damaged cases were passed
+    over for others, each of which is named in a warning.
     """
 
     def __init__(
@@ -198,7 +242,7 @@ class Loader:
     ) -> None:
         self.plan, self.source, self.rank, self.ranks = plan, source, rank, ranks
         self.start, self.stop, self.micro_batch = start, stop, micro_batch
-        self.waited_s = 0.0
+        self.waited_s, self.skipped = 0.0, 0
 
     def __iter__(self) -> Iterator[list[MicroBatch]]:
         stream = self.source.stream(
@@ -208,6 +252,9 @@ class Loader:
             begun = time.perf_counter()
             item = [next(stream) for _ in range(self._a_step())]
             self.waited_s += time.perf_counter() - begun
+            for problem in (line for micro in item for line in micro.skipped):
+                self.skipped += 1
+                warnings.warn(f"data.on_damage: skip: {problem}", stacklevel=2)
             yield item
 
     def _a_step(self) -> int:

@@ -11,6 +11,7 @@ from monai.networks.nets import UNet
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from pants_dist.casefile import AIR_HU
 from pants_dist.config import Model, Settings
 
 if TYPE_CHECKING:
@@ -97,11 +98,21 @@ class Segmenter(L.LightningModule):
     def forward_and_target(self, micro: "MicroBatch") -> tuple[Tensor, Tensor]:
         """Logits and 0/1 targets, both (B, structures, z, y, x), of one micro-batch."""
         count = range(len(micro.parts))
-        hu = torch.from_numpy(np.stack([micro.image(n) for n in count])[:, None].astype(np.float32))
-        codes = [torch.from_numpy(micro.codes(n).astype(np.int64)).to(self.device) for n in count]
+        hu = torch.from_numpy(np.stack([self._patch(micro, n, "image") for n in count])[:, None].astype(np.float32))
+        codes = [torch.from_numpy(self._patch(micro, n, "codes").astype(np.int64)).to(self.device) for n in count]
         tables = [self._table(part.sample.case) for part in micro.parts]
         target = torch.stack([table[code].movedim(-1, 0) for table, code in zip(tables, codes, strict=True)])
         return self(hu.to(self.device)), target
+
+    def _patch(self, micro: "MicroBatch", number: int, array: str) -> np.ndarray:
+        """The patch of a window without turn or zoom; where it overhangs the scan, air and code 0."""
+        size, window = self.settings.data.patch_zyx, micro.image(number) if array == "image" else micro.codes(number)
+        if window.shape == size:
+            return window
+        patch = np.full(size, AIR_HU if array == "image" else 0, window.dtype)
+        first = [-round(row[3]) for row in micro.parts[number].window.to_image]
+        patch[tuple(slice(a, a + n) for a, n in zip(first, window.shape, strict=True))] = window
+        return patch
 
     def _table(self, case: str) -> Tensor:
         table = self.store.lookup(case, self.settings.model.structures)

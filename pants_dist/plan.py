@@ -23,7 +23,10 @@ ARITHMETIC = 2  # counts up when the same fields would give other samples; part 
 
 @dataclass(frozen=True)
 class Sample:
-    """One patch to read: `structure` is what to centre on (None: anywhere), `draw` picks one of its voxels."""
+    """One patch to read: `structure` is what to centre on (None: anywhere), `draw` picks one of its voxels.
+
+    What the patch then covers of the case is decided by geometry.py.
+    """
 
     index: int
     case: str
@@ -58,21 +61,26 @@ class Plan:
         digest.update(np.array(self.case_weights, "<f8").tobytes())
         return digest.hexdigest()
 
-    def sample(self, index: int) -> Sample:
-        """Sample number `index` of the run."""
-        words = _words(self.seed, SAMPLE_STREAM, index, 8)
-        which, centred, structure, z, y, x = (words[:6] >> np.uint64(11)).astype(np.float64) * 2.0**-53
-        case = self.cases[self._place(index, which)]
+    def sample(self, index: int, attempt: int = 0) -> Sample:
+        """Sample number `index` of the run; later attempts are what takes its place where its case is damaged."""
+        drawn = words(self.seed, SAMPLE_STREAM, index, 8 * attempt + 8)[8 * attempt :]
+        which, centred, structure, z, y, x = (drawn[:6] >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        case = self.cases[self._place(index, which) if attempt == 0 else self._any_place(which)]
         named = self._structure(case, structure) if centred < self.foreground_fraction else None
-        draw, augment_seed = (words[6:] >> np.uint64(2)).tolist()
+        draw, augment_seed = (drawn[6:] >> np.uint64(2)).tolist()
         return Sample(index, case, named, draw, (float(z), float(y), float(x)), augment_seed)
 
     def _place(self, index: int, uniform: float) -> int:
+        if self.case_weights:
+            return self._any_place(uniform)
+        epoch, place = divmod(index, len(self.cases))
+        return int(_permutation(self.seed, epoch, len(self.cases))[place])
+
+    def _any_place(self, uniform: float) -> int:
         count = len(self.cases)
         if self.case_weights:
             return min(int(np.searchsorted(self._reach, uniform * self._reach[-1], "right")), count - 1)
-        epoch, place = divmod(index, count)
-        return int(_permutation(self.seed, epoch, count)[place])
+        return int(uniform * count)
 
     @cached_property
     def _reach(self) -> np.ndarray:
@@ -93,32 +101,11 @@ class Plan:
         return [self.sample(step * self.batch + place) for place in range(rank, self.batch, ranks)]
 
 
-def _words(seed: int, stream: int, index: int, count: int) -> np.ndarray:
+def words(seed: int, stream: int, index: int, count: int) -> np.ndarray:
     """Random words (uint64). numpy promises the raw words of a bit generator for ever, unlike what is made of them."""
     return np.random.Philox(key=[seed, 2 * index + stream]).random_raw(count)
 
 
 @lru_cache(maxsize=4)
 def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
-    return np.argsort(_words(seed, EPOCH_STREAM, epoch, count), kind="stable").astype(np.int32)
-
-
-def corner_of(
-    sample: Sample, shape_zyx: tuple[int, ...], size_zyx: tuple[int, ...], voxels_zyx: np.ndarray | None
-) -> tuple[int, int, int]:
-    """First voxel (z, y, x) of the sample's patch in a case of this shape. Pure.
-
-    With `voxels_zyx` (n, 3), the coordinates of the sample's structure, the patch is centred on voxel `draw mod n`,
-    else it lies anywhere. It stays inside the case along every axis that is long enough, and is centred on the others.
-    """
-    corner = []
-    for axis, (length, size) in enumerate(zip(shape_zyx, size_zyx, strict=True)):
-        room = length - size
-        if room <= 0:
-            corner.append(room // 2)
-        elif voxels_zyx is not None and len(voxels_zyx):
-            corner.append(int(np.clip(voxels_zyx[sample.draw % len(voxels_zyx), axis] - size // 2, 0, room)))
-        else:
-            corner.append(int(sample.uniform_zyx[axis] * (room + 1)))
-    z, y, x = corner
-    return z, y, x
+    return np.argsort(words(seed, EPOCH_STREAM, epoch, count), kind="stable").astype(np.int32)

@@ -37,6 +37,16 @@ class Data:
     """1: centers by their number of cases; 0: every center equally often; between: in between"""
     shares: dict[str, dict[str, float]] = field(default_factory=dict)
     """share of patches by value of any column of the manifest, like {phase: {Arterial: 0.5}}"""
+    max_window_mb: int = 128
+    """largest box of a case that is read for one patch; where a turn or zoom asks for more, it is made milder"""
+    io: Literal["auto", "mmap", "pread"] = "auto"
+    """how files are read: mmap suits local disks, pread network file systems; auto: by the kind of file system"""
+    on_damage: Literal["raise", "skip"] = "raise"
+    """a case whose bytes are wrong ends the run, or another patch takes the place of its own, which is counted"""
+    stage: str | None = None
+    """folder on the node's own disk to which cases are copied as they are first read; null: none"""
+    stage_gb: float = 100.0
+    """how much of that disk the copies may take; the other cases are read from the store"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,9 +188,11 @@ def check(settings: Settings) -> None:
 RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     ("1 or more", lambda value: value >= 1, (
         "train.steps", "train.ranks", "train.batch", "train.micro_batch", "train.log_every", "loader.readers",
-        "loader.ahead", "validation.every", "validation.cases", "model.channels", "data.patch_zyx",
+        "loader.ahead", "data.max_window_mb", "validation.every", "validation.cases", "model.channels", "data.patch_zyx",
     )),
-    ("above 0", lambda value: 0 < value < math.inf, ("optim.lr", "optim.clip_norm", "train.checkpoint_minutes")),
+    ("above 0", lambda value: 0 < value < math.inf, (
+        "optim.lr", "optim.clip_norm", "train.checkpoint_minutes", "data.stage_gb",
+    )),
     ("0 or more", lambda value: 0 <= value < math.inf, (
         "seed", "optim.weight_decay", "optim.warmup_steps", "model.residual_units",
     )),

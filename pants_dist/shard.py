@@ -7,9 +7,7 @@ its index entry is (2^64-1, 2^64-1). This is Zarr's `sharding_indexed` codec ove
 reads the same bytes and is what the tests compare with.
 """
 
-import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -25,11 +23,8 @@ MERGE_GAP = 64 * 1024  # chunks closer than this on disk are fetched with one re
 SHUFFLES = {"noshuffle": 0, "bitshuffle": 2}  # blosc's numbers
 blosc.use_threads = False  # parallelism is over processes; a second pool in each would oversubscribe
 
-Fetch = Callable[[int, int], bytes]  # (offset in the shard, bytes) -> those bytes, or an error
-
-
 class BadChecksum(Exception):
-    """A chunk, named by its grid position, is not what was written."""
+    """A chunk, named by its grid position, or the index is not what was written."""
 
 
 def grid_of(shape_zyx: tuple[int, ...]) -> tuple[int, ...]:
@@ -191,63 +186,32 @@ def read_index(tail: bytes, shape_zyx: tuple[int, ...]) -> np.ndarray:
     return np.frombuffer(table, "<u8").astype(np.int64).reshape(*grid_of(shape_zyx), 2)  # 2^64-1 becomes -1
 
 
-@dataclass(frozen=True)
-class Piece:
-    """One chunk that a box touches: where its bytes are and which part of it goes where in the box."""
-
-    position_zyx: tuple[int, int, int]
-    offset: int
-    size: int
-    source: tuple[slice, slice, slice]
-    target: tuple[slice, slice, slice]
-
-
-def pieces_of(
+def touched(
     index: np.ndarray, shape_zyx: tuple[int, ...], corner_zyx: tuple[int, ...], size_zyx: tuple[int, ...]
-) -> list[Piece]:
-    """The stored chunks that the box [corner, corner + size) touches, in the order of their bytes. Pure."""
-    spans = [_spans(*axis) for axis in zip(shape_zyx, corner_zyx, size_zyx, strict=True)]
-    pieces = []
-    for (z, sz, tz), (y, sy, ty), (x, sx, tx) in itertools.product(*spans):
-        offset, size = index[z, y, x]
-        if size >= 0:
-            pieces.append(Piece((z, y, x), int(offset), int(size), (sz, sy, sx), (tz, ty, tx)))
-    return sorted(pieces, key=lambda piece: piece.offset)
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The chunks that the box [corner, corner + size) touches: grid positions (n, 3), offsets (n), bytes (n). Pure.
+
+    Bytes are negative where a chunk is left out.
+    """
+    inside = [(max(c, 0), min(c + n, length)) for length, c, n in zip(shape_zyx, corner_zyx, size_zyx, strict=True)]
+    spans = [(low // CHUNK, -(-high // CHUNK)) if low < high else (0, 0) for low, high in inside]
+    (z, z_end), (y, y_end), (x, x_end) = spans
+    entries = index[z:z_end, y:y_end, x:x_end]
+    chunks = np.empty((*entries.shape[:3], 3), np.int64)
+    chunks[..., 0], chunks[..., 1], chunks[..., 2] = np.ogrid[z:z_end, y:y_end, x:x_end]
+    offsets, sizes = np.ascontiguousarray(entries.reshape(-1, 2).T)
+    return chunks.reshape(-1, 3), offsets, sizes
 
 
-def _spans(length: int, corner: int, size: int) -> list[tuple[int, slice, slice]]:
-    """Along one axis: (chunk, its part inside the box and the array, where that part goes in the box)."""
-    start, stop = max(corner, 0), min(corner + size, length)
-    spans = []
-    for chunk in range(start // CHUNK, -(-stop // CHUNK)) if start < stop else ():
-        low, high = max(start, chunk * CHUNK), min(stop, (chunk + 1) * CHUNK)
-        spans.append((chunk, slice(low - chunk * CHUNK, high - chunk * CHUNK), slice(low - corner, high - corner)))
-    return spans
+def merged(offsets: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ranges to fetch, gaps up to MERGE_GAP read over: (starts, stops, number of the range that each chunk lies in).
 
-
-def merged(pieces: list[Piece]) -> Iterator[tuple[int, int, list[Piece]]]:
-    """Byte ranges to fetch, (start, stop, the pieces inside), with gaps up to MERGE_GAP read over."""
-    group: list[Piece] = []
-    stop = 0
-    for piece in pieces:
-        if group and piece.offset - stop > MERGE_GAP:
-            yield group[0].offset, stop, group
-            group = []
-        group.append(piece)
-        stop = piece.offset + piece.size
-    if group:
-        yield group[0].offset, stop, group
-
-
-def decode_box(fetch: Fetch, pieces: list[Piece], out_zyx: np.ndarray) -> None:
-    """Fetch, check and decode pieces into their places in `out_zyx`; the rest is left as it is. Raises BadChecksum."""
-    buffer = np.empty(CHUNK_ZYX, out_zyx.dtype)
-    for start, stop, group in merged(pieces):
-        data = fetch(start, stop - start)
-        for piece in group:
-            begin = piece.offset - start
-            frame = data[begin : begin + piece.size - CHECKSUM]
-            if checksum(frame) != data[begin + piece.size - CHECKSUM : begin + piece.size]:
-                raise BadChecksum(f"chunk {piece.position_zyx}")
-            blosc.decompress(frame, buffer)
-            out_zyx[piece.target] = buffer[piece.source]
+    Chunks that are left out count for nothing.
+    """
+    stored = sizes >= 0
+    order = np.flatnonzero(stored)[np.argsort(offsets[stored], kind="stable")]
+    starts, stops = offsets[order], np.maximum.accumulate((offsets + sizes)[order])
+    breaks = np.concatenate([[True], starts[1:] - stops[:-1] > MERGE_GAP])[: len(order)]
+    ranges = np.zeros(len(sizes), np.int64)
+    ranges[order] = np.cumsum(breaks) - 1
+    return starts[breaks], stops[np.concatenate([breaks[1:], [True]])[: len(order)]], ranges

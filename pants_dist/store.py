@@ -14,6 +14,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +22,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pants_dist.casefile import FORMAT_VERSION, LAYOUT, RECORD, CaseFile, read_record, row_of, write_case
+from pants_dist.casefile import FORMAT_VERSION, LAYOUT, RECORD, read_record, row_of, write_case
 from pants_dist.disk import replacing, sync_folder
 from pants_dist.errors import DamagedError, UserError
+from pants_dist.fetch import way_for
+from pants_dist.opencase import Layout, OpenCase
+from pants_dist.stage import Stage
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["RECORD", "SCHEMA", "Store", "open_store", "row_of", "write_case", "write_manifest"]
 
 SCHEMA = pa.unify_schemas([RECORD, LAYOUT])
+NUMBERS = tuple(name for name in LAYOUT.names if name.endswith(("_offset", "_bytes")))
 OPEN_CASES = 128  # file handles that a process keeps
 
 
@@ -55,8 +60,12 @@ def manifest_digest(table: pa.Table) -> str:
     return digest.hexdigest()
 
 
-def open_store(path: str | os.PathLike) -> "Store":
-    """Open a converted dataset for reading. Raises UserError where it is missing, incomplete or of another version."""
+def open_store(path: str | os.PathLike, io: str = "auto", stage: Stage | None = None) -> "Store":
+    """Open a converted dataset for reading. Raises UserError where it is missing, incomplete or of another version.
+
+    `io` is how bytes are fetched: "mmap", "pread", or "auto" by the file system (fetch.py). With `stage`, cases are read
+    from copies on the node's own disk.
+    """
     folder = Path(path)
     manifest = folder / "manifest.parquet"
     if not folder.is_dir():
@@ -75,7 +84,7 @@ def open_store(path: str | os.PathLike) -> "Store":
         )
     if not file.schema_arrow.equals(SCHEMA) or "pants_dist.digest" not in marks:
         raise DamagedError(f"{manifest}: damaged (not the columns of version {version}); run the conversion again")
-    return Store(folder, file, marks["pants_dist.digest"])
+    return Store(folder, file, marks["pants_dist.digest"], io, stage)
 
 
 @contextlib.contextmanager
@@ -94,19 +103,20 @@ class Store:
     of the manifest are read when they are first asked for: all of them, for 36,390 cases, would take a second each time.
     """
 
-    def __init__(self, path: Path, manifest: pq.ParquetFile, digest: str) -> None:
-        self.path, self.digest, self._file = path, digest, manifest
+    def __init__(self, path: Path, manifest: pq.ParquetFile, digest: str, io: str, stage: Stage | None) -> None:
+        self.path, self.digest, self.io, self.stage, self._file = path, digest, io, stage, manifest
         self._columns: dict[str, pa.Array] = {}
+        self._ways: dict[Path, str] = {}
         self.cases: list[str] = self._column("case").to_pylist()
         self._number = {case: number for number, case in enumerate(self.cases)}
         self._forget_handles()
 
     def _forget_handles(self) -> None:
         self._process, self._lock = os.getpid(), threading.Lock()
-        self._open: OrderedDict[str, CaseFile] = OrderedDict()
+        self._open: OrderedDict[str, OpenCase] = OrderedDict()
 
     def __reduce__(self) -> tuple:
-        return open_store, (self.path,)
+        return open_store, (self.path, self.io, self.stage)
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -150,8 +160,30 @@ class Store:
 
     def shape_zyx(self, case: str) -> tuple[int, int, int]:
         """Voxels of a case along z, y, x."""
-        z, y, x = self.value(case, "shape_zyx")
+        return self.layout(case).shape_zyx
+
+    def layout(self, case: str) -> Layout:
+        """Where the case's arrays lie in its file, and what they are."""
+        row, (shapes, numbers) = self._row(case), self._layouts
+        texts = {name: self._column(name)[row].as_py() for name in ("image_dtype", "codes_dtype", "foreground_ranges")}
+        return Layout.of(
+            {"shape_zyx": shapes[row].tolist(), **dict(zip(NUMBERS, numbers[row].tolist(), strict=True)), **texts}
+        )
+
+    def spacing_mm_zyx(self, case: str) -> tuple[float, float, float]:
+        """Millimetres between the case's voxels along z, y, x."""
+        z, y, x = self._spacings[self._row(case)].tolist()
         return z, y, x
+
+    @cached_property
+    def _spacings(self) -> np.ndarray:
+        return self._column("spacing_mm_zyx").flatten().to_numpy().reshape(-1, 3)
+
+    @cached_property
+    def _layouts(self) -> tuple[np.ndarray, np.ndarray]:
+        """Shapes (n, 3) and NUMBERS (n, 7): a list in an Arrow column takes long to become Python's."""
+        shapes = self._column("shape_zyx").flatten().to_numpy().reshape(-1, 3)
+        return shapes, np.column_stack([self._column(name).to_numpy() for name in NUMBERS])
 
     def voxels(self, case: str) -> dict[str, int]:
         """Voxels of each structure in the case; one that is not named has none."""
@@ -165,8 +197,18 @@ class Store:
         The box may overhang the case on any side: there the image is air (-1024) and the code 0. The image is int16
         unless the case needed a wider dtype. Raises DamagedError, naming case, array and chunk, where bytes are wrong.
         """
-        file = self._case_file(case)
-        return file.read("image", corner_zyx, size_zyx), file.read("codes", corner_zyx, size_zyx)
+        layout = self.layout(case)
+        image_zyx, codes_zyx = np.empty(size_zyx, layout.image_dtype), np.empty(size_zyx, layout.codes_dtype)
+        self.read_into(case, corner_zyx, image_zyx, codes_zyx)
+        return image_zyx, codes_zyx
+
+    def read_into(
+        self, case: str, corner_zyx: tuple[int, int, int], image_zyx: np.ndarray, codes_zyx: np.ndarray
+    ) -> None:
+        """The same, into C-contiguous arrays of the case's dtypes (`layout`)."""
+        file = self.open_case(case)
+        file.read_into("image", corner_zyx, image_zyx)
+        file.read_into("codes", corner_zyx, codes_zyx)
 
     def palette(self, case: str) -> list[int]:
         """The combination of structures that each code stands for, as a bitmask; bit i is `structures(case)[i]`."""
@@ -185,7 +227,7 @@ class Store:
 
     def foreground(self, case: str) -> dict[str, np.ndarray]:
         """Voxel coordinates (n, 3) z, y, x, up to a few thousand a structure that occurs in the case."""
-        return self._case_file(case).foreground()
+        return self.open_case(case).foreground()
 
     def attributes(self, case: str) -> dict[str, Any]:
         """What the case's file says of itself: the manifest's row as the converter wrote it."""
@@ -201,14 +243,23 @@ class Store:
 
         return zarr.open_group(zarr.storage.ZipStore(self.case_path(case), mode="r"), mode="r")
 
-    def _case_file(self, case: str) -> "CaseFile":
+    def _way(self, folder: Path) -> str:
+        if folder not in self._ways:
+            self._ways[folder] = way_for(folder) if self.io == "auto" else self.io
+        return self._ways[folder]
+
+    def open_case(self, case: str) -> OpenCase:
+        """The case, open for reading: one of the last OPEN_CASES, or opened now."""
         if self._process != os.getpid():  # after a fork: another thread of the parent may have held the lock
             self._forget_handles()
         with self._lock:
             if case in self._open:
                 self._open.move_to_end(case)
                 return self._open[case]
-        file = CaseFile(self.case_path(case), {name: self.value(case, name) for name in LAYOUT.names}, case)
+        layout, path = self.layout(case), self.case_path(case)
+        if self.stage:
+            path = self.stage.path_of(path, layout.file_bytes, self.value(case, "sha256"))
+        file = OpenCase(path, case, layout, self._way(path.parent))
         with self._lock:
             self._open[case] = file
             while len(self._open) > OPEN_CASES:

@@ -21,13 +21,15 @@ from lightning.pytorch.strategies import DDPStrategy
 from pants_dist import __version__, cluster, config
 from pants_dist.callbacks import STOP_REQUEST, Checkpoints, Logging, Stopping, Validation
 from pants_dist.cases import SPLIT_BY, assign_splits
-from pants_dist.config import Settings
+from pants_dist.config import Data, Settings
 from pants_dist.disk import replacing
 from pants_dist.errors import UserError
 from pants_dist.evaluate import validation_cases
+from pants_dist.geometry import Geometry
 from pants_dist.loader import Loader, Reader, make_source
 from pants_dist.model import Intensity, Segmenter
 from pants_dist.plan import Plan
+from pants_dist.stage import Stage
 from pants_dist.store import Store, open_store
 from pants_dist.tracking import Tracker, mark, read_summary, write_atomically
 from pants_dist.weights import requests_of, weigh
@@ -40,7 +42,7 @@ def train(settings: Settings, run: Path) -> None:
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     L.seed_everything(settings.seed, verbose=False)
 
-    store = open_store(settings.data.store)
+    store = store_of(settings.data)
     plan = plan_of(store, settings)
     module = Segmenter(settings, intensity_of(store, plan.cases), store)
 
@@ -69,9 +71,17 @@ def trainer_of(steps: int, ranks: int, callbacks: list[L.Callback]) -> L.Trainer
     )  # fmt: skip
 
 
+def store_of(data: Data) -> Store:
+    """The store as the settings want it read."""
+    stage = Stage(Path(data.stage), round(data.stage_gb * 1e9)) if data.stage else None
+    return open_store(data.store, data.io, stage)
+
+
 def loader_of(store: Store, plan: Plan, settings: Settings, rank: int, ranks: int, start: int) -> Loader:
     """What this rank reads, from step `start` to the last."""
-    reader = Reader(store, settings.data.patch_zyx)
+    data = settings.data
+    geometry = Geometry(data.patch_zyx, data.spacing_mm_zyx, max_window_bytes=data.max_window_mb << 20)
+    reader = Reader(store, geometry, plan if data.on_damage == "skip" else None)
     source = make_source(settings.loader.kind, reader, settings.loader.readers, settings.loader.ahead)
     return Loader(plan, source, rank, ranks, start, settings.train.steps, settings.train.micro_batch)
 

@@ -2,6 +2,7 @@ import contextlib
 import hashlib
 import itertools
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +12,13 @@ import pytest
 from small import make_store
 
 from pants_dist import cluster
-from pants_dist.errors import UserError
+from pants_dist.errors import DamagedError, UserError
+from pants_dist.geometry import Geometry
 from pants_dist.loader import Loader, MicroBatch, RaySource, Reader, make_source
 from pants_dist.plan import Plan
 from pants_dist.store import Store, open_store
 
-SIZE = (16, 24, 20)
+PATCH = Geometry((16, 24, 20))
 pytestmark = pytest.mark.timeout(120)
 
 
@@ -32,7 +34,7 @@ def plan_for(store: Store, batch: int = 4) -> Plan:
 
 def loader(store: Store, kind: str, start: int = 0, stop: int = 6, rank: int = 0, ranks: int = 1) -> Loader:
     return Loader(
-        plan_for(store), make_source(kind, Reader(store, SIZE), 2, 4), rank, ranks, start, stop, micro_batch=2
+        plan_for(store), make_source(kind, Reader(store, PATCH), 2, 4), rank, ranks, start, stop, micro_batch=2
     )
 
 
@@ -49,7 +51,7 @@ def described(micro: MicroBatch) -> bytes:
 @pytest.fixture(scope="module")
 def expected(store: Store) -> list[str]:
     """The same steps read here, one after the other, with no loader at all."""
-    reader, plan = Reader(store, SIZE), plan_for(store)
+    reader, plan = Reader(store, PATCH), plan_for(store)
     steps = [plan.step_samples(step, 0, 1) for step in range(6)]
     return digests([[reader.read(samples[:2]), reader.read(samples[2:])] for samples in steps])
 
@@ -100,6 +102,65 @@ def test_a_reader_that_hangs_is_passed_by(store: Store, expected: list[str], ray
     with disturbed(store, 0, signal.SIGSTOP) as (source, items):
         assert digests(items) == expected
         assert source.asked_again >= 1
+
+
+@pytest.fixture(scope="module")
+def damaged(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """The same store with a wrong byte in one case's image."""
+    folder = tmp_path_factory.mktemp("damaged") / "s"
+    shutil.copytree(store.path, folder)
+    place = store.layout(store.cases[2]).image
+    with open(folder / "cases" / f"{store.cases[2]}.ozx", "r+b") as file:
+        file.seek(place.offset + 50)
+        byte = file.read(1)[0]
+        file.seek(place.offset + 50)
+        file.write(bytes([byte ^ 4]))
+    return open_store(folder)
+
+
+@pytest.mark.parametrize("kind", ["local", "ray"])
+def test_a_damaged_case_is_an_error(damaged: Store, ray_cluster, kind: str) -> None:
+    """The error of whatever process read it names case, array and chunk."""
+    with pytest.raises(Exception, match=f"case {damaged.cases[2]}, array image, chunk"):
+        list(loader(damaged, kind))
+
+
+def test_a_damaged_case_is_passed_over(damaged: Store, ray_cluster) -> None:
+    """If wished, other samples take its place: the same for any source and number of ranks, counted and said."""
+    plan, case = plan_for(damaged), damaged.cases[2]
+    reader, planned = Reader(damaged, PATCH, plan), [plan.sample(index) for index in range(24)]
+    alone = [part.sample for step in range(6) for part in reader.read(plan.step_samples(step, 0, 1)).parts]
+    assert [sample.index for sample in alone] == list(range(24))
+    assert all(got == sample or sample.case == case != got.case for got, sample in zip(alone, planned, strict=True))
+    shared = [p.sample for step in range(6) for rank in (0, 1) for p in reader.read(plan.step_samples(step, rank, 2)).parts]
+    assert sorted(shared, key=lambda sample: sample.index) == alone
+    running = Loader(plan, make_source("ray", reader, 1, 4), 0, 1, 0, 6, micro_batch=2)
+    with pytest.warns(UserWarning, match=f"data.on_damage: skip: case {case}, array image"):
+        assert [part.sample for item in running for micro in item for part in micro.parts] == alone
+    assert running.skipped >= sum(sample.case == case for sample in planned) > 0
+
+
+def test_where_every_case_is_damaged_the_run_ends(store: Store, tmp_path: Path) -> None:
+    """Passing over damaged cases has an end."""
+    shutil.copytree(store.path, tmp_path / "s")
+    for path in (tmp_path / "s" / "cases").iterdir():
+        path.unlink()
+    with pytest.raises(DamagedError, match="cannot be opened"):
+        Reader(open_store(tmp_path / "s"), PATCH, plan_for(store)).read([plan_for(store).sample(0)])
+
+
+def test_windows_of_a_coarser_patch_are_means_and_middles(store: Store) -> None:
+    """Read in blocks, a window's image is the blocks' mean and its codes their middle voxels, of what the store holds."""
+    reader = Reader(store, Geometry((6, 6, 6), (4.0, 2.0, 3.0)))  # the cases' own spacing is 2, 1, 1 mm
+    for index in range(12):
+        batch = reader.read([plan_for(store).sample(index)])
+        window, case = batch.parts[0].window, batch.parts[0].sample.case
+        assert window.block_zyx == (2, 2, 3)
+        size = tuple(n * m for n, m in zip(window.shape_zyx, window.block_zyx, strict=True))
+        image, codes = store.read_patch(case, window.corner_zyx, size)
+        blocks = image.reshape(window.shape_zyx[0], 2, window.shape_zyx[1], 2, window.shape_zyx[2], 3)
+        assert np.array_equal(batch.image(0), np.rint(blocks.mean((1, 3, 5))))
+        assert np.array_equal(batch.codes(0), codes[1::2, 1::2, 1::3])
 
 
 def test_voxels_from_ray_are_not_copied(store: Store, ray_cluster) -> None:

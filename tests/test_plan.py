@@ -1,10 +1,9 @@
 from collections import Counter
 
-import numpy as np
 import pytest
 
 from pants_dist.errors import UserError
-from pants_dist.plan import Plan, Sample, corner_of
+from pants_dist.plan import Plan
 
 CASES = tuple(f"c{n}" for n in range(10))
 PRESENT = {case: ("liver", "pancreas") if n % 2 else () for n, case in enumerate(CASES)}
@@ -73,23 +72,3 @@ def test_a_plan_without_cases_is_refused() -> None:
     """No cases left after a split is said in words."""
     with pytest.raises(UserError, match="no cases to train on"):
         plan(cases=(), present={})
-
-
-def sample(**changes) -> Sample:
-    return Sample(
-        **{"index": 0, "case": "c", "structure": None, "draw": 0, "uniform_zyx": (0.0, 0.5, 0.999), "augment_seed": 0}
-        | changes
-    )
-
-
-def test_a_patch_is_centred_on_its_voxel_and_stays_inside() -> None:
-    """The drawn voxel is in the middle of the patch, or the patch at the border; it never leaves a case that is long enough."""
-    voxels = np.array([[50, 50, 50], [0, 99, 50]])
-    assert corner_of(sample(draw=2), (100, 100, 100), (10, 20, 30), voxels) == (45, 40, 35)
-    assert corner_of(sample(draw=7), (100, 100, 100), (10, 20, 30), voxels) == (0, 80, 35)
-
-
-def test_without_a_voxel_the_patch_lies_anywhere() -> None:
-    """The corner runs over every place where the patch fits, and short axes are centred."""
-    assert corner_of(sample(), (100, 100, 100), (10, 20, 30), None) == (0, 40, 70)
-    assert corner_of(sample(), (6, 100, 100), (10, 20, 30), None)[0] == -2

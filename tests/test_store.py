@@ -1,7 +1,3 @@
-import os
-import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -34,22 +30,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return open_store(folder)
 
 
-def test_patches_equal_zarr_python(store: Store) -> None:
-    """Random patches, overhanging every side, are zarr-python's voxels to the byte, and air and code 0 outside."""
-    rng, pad = np.random.default_rng(1), 50
-    for case, shape in zip(store.cases, SHAPES, strict=True):
-        group = store.open_zarr(case)
-        image = np.pad(np.asarray(group["0"]), pad, constant_values=-1024)
-        codes = np.pad(np.asarray(group["labels/structures/0"]), pad)
-        for _ in range(250):
-            corner = rng.integers(-pad, np.array(shape) + pad)
-            size = np.minimum(rng.integers(1, 80, 3), np.array(shape) + pad - corner)
-            got_image, got_codes = store.read_patch(case, tuple(corner), tuple(size))
-            where = tuple(slice(c + pad, c + pad + n) for c, n in zip(corner, size, strict=True))
-            assert got_image.dtype == image.dtype and got_codes.dtype == codes.dtype
-            assert np.array_equal(got_image, image[where]) and np.array_equal(got_codes, codes[where])
-
-
 def test_case_is_an_ome_zarr_zip_with_metadata_first(store: Store) -> None:
     """The zip is uncompressed, its zarr.json entries stand first, and OME-Zarr names axes z y x in millimeters."""
     import zipfile
@@ -61,23 +41,6 @@ def test_case_is_an_ome_zarr_zip_with_metadata_first(store: Store) -> None:
     assert documents == sorted(documents, reverse=True) and names[0] == "zarr.json"
     multiscales = zarr.open_group(zarr.storage.ZipStore(store.case_path("c0")), mode="r").attrs["ome"]["multiscales"]
     assert [axis["name"] + " " + axis["unit"] for axis in multiscales[0]["axes"]] == [f"{a} millimeter" for a in "zyx"]
-
-
-def test_every_flipped_byte_of_a_chunk_is_an_error(store: Store, tmp_path: Path) -> None:
-    """A flipped bit anywhere in the voxels' bytes raises an error that names case and array, never wrong voxels."""
-    row = store.manifest.loc["c0"]
-    content = bytearray(store.case_path("c0").read_bytes())
-    copy = tmp_path / "store"
-    (copy / "cases").mkdir(parents=True)
-    (copy / "manifest.parquet").write_bytes((store.path / "manifest.parquet").read_bytes())
-    rng = np.random.default_rng(2)
-    for name in ("image", "codes"):
-        for position in rng.integers(row[f"{name}_offset"], row[f"{name}_offset"] + row[f"{name}_bytes"], 40):
-            damaged = bytearray(content)
-            damaged[position] ^= 1 << int(rng.integers(8))
-            (copy / "cases" / "c0.ozx").write_bytes(damaged)
-            with pytest.raises(DamagedError, match=f"case c0, array {name}"):
-                open_store(copy).read_patch("c0", (0, 0, 0), SHAPES[0])
 
 
 def test_a_truncated_or_missing_case_is_an_error(tmp_path: Path) -> None:
@@ -144,20 +107,3 @@ def test_lookup_turns_codes_into_masks(tmp_path: Path) -> None:
     assert pancreas[codes].sum() == store.voxels(case)["pancreas"]
     coordinates = store.foreground(case)["pancreatic_lesion"]
     assert lesion[codes[tuple(coordinates.T)]].all()
-
-
-READ = """import sys, pickle; s = pickle.load(sys.stdin.buffer)
-print(int(s.read_patch(s.cases[0], (0, 0, 0), (9, 9, 9))[0].sum()))"""
-
-
-@pytest.mark.timeout(60)
-def test_a_store_goes_to_other_processes(tmp_path: Path) -> None:
-    """A pickled store reads in a new process, and a forked child reads what its parent has open."""
-    store = open_store(make_store(tmp_path / "s", cases=1))
-    expected = int(store.read_patch(store.cases[0], (0, 0, 0), (9, 9, 9))[0].sum())
-    printed = subprocess.run([sys.executable, "-c", READ], input=pickle.dumps(store), capture_output=True, check=True)
-    assert int(printed.stdout) == expected
-    child = os.fork()
-    if child == 0:
-        os._exit(0 if int(store.read_patch(store.cases[0], (0, 0, 0), (9, 9, 9))[0].sum()) == expected else 1)
-    assert os.waitpid(child, 0)[1] == 0
