@@ -39,8 +39,8 @@ def decode(
     fill_bits = np.array([fill]).astype(out_zyx.dtype).view(bits.dtype)[0]
     scratch = np.empty((CHUNK, CHUNK, CHUNK), bits.dtype)
     corner, within = np.array(corner_zyx, np.int64), np.array(within_zyx, np.int64)
-    loop, check, decompress = _loop()
-    return int(loop(data, starts, sizes, chunks_zyx, corner, bits, within, fill_bits, scratch, check, decompress))
+    loop, functions = _loop()
+    return int(loop(data, starts, sizes, chunks_zyx, corner, bits, within, fill_bits, scratch, functions))
 
 
 def block_means(array_zyx: np.ndarray, out_zyx: np.ndarray) -> None:
@@ -54,17 +54,19 @@ def block_means(array_zyx: np.ndarray, out_zyx: np.ndarray) -> None:
 
 
 @cache
-def _loop() -> tuple[Any, int, int]:
-    """(the loop, the addresses of crc32c_value and blosc_decompress_ctx)."""
+def _loop() -> tuple[Any, tuple[int, ...]]:
+    """(the loop, the addresses of crc32c_value, blosc_decompress_ctx and LZ4_decompress_safe)."""
     try:
         from google_crc32c import _crc32c
 
-        check = ctypes.cast(ctypes.CDLL(_crc32c.__file__).crc32c_value, ctypes.c_void_p).value
-        decompress = ctypes.cast(ctypes.CDLL(blosc.__file__).blosc_decompress_ctx, ctypes.c_void_p).value
         from pants_dist import native
+
+        checks, packers = ctypes.CDLL(_crc32c.__file__), ctypes.CDLL(blosc.__file__)
+        functions = checks.crc32c_value, packers.blosc_decompress_ctx, packers.LZ4_decompress_safe
     except (ImportError, OSError, AttributeError):
-        return decode_plain, 0, 0
-    return compiled(native.decode_loop, decode_plain), check or 0, decompress or 0
+        return decode_plain, ()
+    addresses = tuple(ctypes.cast(function, ctypes.c_void_p).value or 0 for function in functions)
+    return compiled(native.decode_loop, decode_plain), addresses
 
 
 def decode_plain(
@@ -77,10 +79,9 @@ def decode_plain(
     within: np.ndarray,
     fill: Any,
     scratch: np.ndarray,
-    check: int,
-    decompress: int,
+    functions: tuple[int, ...],
 ) -> int:
-    """What native.decode_loop does, in Python; the addresses are not needed."""
+    """What native.decode_loop does, in Python, without the functions."""
     for number, (start, size, chunk) in enumerate(zip(starts.tolist(), sizes.tolist(), chunks, strict=True)):
         first = chunk * CHUNK
         low = np.maximum(first, corner)
