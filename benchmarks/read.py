@@ -323,7 +323,8 @@ def main() -> None:
     shape = " x ".join(map(str, store.shape_zyx(cases[0])))
     print(f"`python {' '.join(sys.argv)}`: {len(cases)} cases, the first of {shape} voxels; {os.cpu_count()} cores, load")
     kib = ahead.read_text().strip() if ahead.exists() else "?"
-    print(f"{os.getloadavg()[0]:.1f} when it ended; read-ahead of the disk {kib} KiB; Python {platform.python_version()}. Left out: {', '.join(sorted(missing)) or 'none'}.\n")
+    print(f"{os.getloadavg()[0]:.1f} when it ended; read-ahead of the disk {kib} KiB;")
+    print(f"Python {platform.python_version()}. Left out: {', '.join(sorted(missing)) or 'none'}.\n")
     print_table(found, names)
 
 

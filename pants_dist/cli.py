@@ -125,6 +125,19 @@ def info(given: Given) -> int:
     return ends(0, after, given.store, to=sys.stderr if given.json else sys.stdout)
 
 
+def bench(given: Given) -> int:
+    """How fast this machine reads patches of a store, and how many readers its training needs."""
+    from pants_dist import bench as measure
+    from pants_dist import config
+
+    settings = measure.with_store(config.load(given.config, []), given.store)
+    config.check(settings)
+    lines = measure.read_lines(given.store, settings.data.patch_zyx) if given.what == "read" else measure.loader_lines(settings)
+    for line in lines:
+        print(line, flush=True)
+    return ends(0, f"pants-dist train --config {given.config} --data.store", given.store)
+
+
 def train(given: Given) -> int:
     """Train, or go on with a run of the same name; any setting can be given as --section.setting VALUE."""
     from pants_dist.progress import watching
@@ -275,6 +288,10 @@ def _add_run_verbs(add: Callable[[Callable[[Given], int]], Parser]) -> None:
     verb = add(demo)
     verb.add_argument("--data", metavar="DIR", type=Path, help="a folder in PanTS's layout (default: a phantom cohort)")
     verb.add_argument("--out", metavar="DIR", type=Path, default=Path("demo"), help="folder for it all (default %(default)s)")
+    verb = add(bench)
+    verb.add_argument("what", choices=["read", "loader"], help="patches from the disk, or the way from disk to device")
+    verb.add_argument("store", metavar="STORE", type=Path, help="folder of the store")
+    verb.add_argument("--config", metavar="FILE", default="baseline", help="patch, network, readers (default %(default)s)")
     verb = add(train)
     verb.add_argument("--config", metavar="FILE", required=True, help="settings as YAML, or the name of a shipped file")
     verb.add_argument("--run-name", metavar="NAME", help="name of the run (default: that of FILE without its ending)")

@@ -79,11 +79,15 @@ def store_of(data: Data) -> Store:
 
 def loader_of(store: Store, plan: Plan, settings: Settings, rank: int, ranks: int, start: int) -> Loader:
     """What this rank reads, from step `start` to the last."""
-    data = settings.data
-    geometry = Geometry(data.patch_zyx, data.spacing_mm_zyx, max_window_bytes=data.max_window_mb << 20)
-    reader = Reader(store, geometry, plan if data.on_damage == "skip" else None)
+    reader = Reader(store, geometry_of(settings), plan if settings.data.on_damage == "skip" else None)
     source = make_source(settings.loader.kind, reader, settings.loader.readers, settings.loader.ahead)
     return Loader(plan, source, rank, ranks, start, settings.train.steps, settings.train.micro_batch)
+
+
+def geometry_of(settings: Settings) -> Geometry:
+    """What a patch is."""
+    data = settings.data
+    return Geometry(data.patch_zyx, data.spacing_mm_zyx, max_window_bytes=data.max_window_mb << 20)
 
 
 def last_checkpoint(run: Path) -> Path:
