@@ -4,6 +4,7 @@ import itertools
 import os
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -182,3 +183,60 @@ def test_too_little_shared_memory_is_refused(tmp_path: Path) -> None:
     """An object store that /dev/shm cannot hold is refused before Ray starts, with both numbers."""
     with pytest.raises(UserError, match=r"/dev/shm: \d+ MiB free, the loader needs"), cluster.started(1, 1 << 50):
         pass
+
+
+def object_store() -> tuple[int, int]:
+    """(bytes in Ray's object store, files that it ever spilled to disk)."""
+    import ray
+
+    name = "object_store_memory"
+    session = Path(ray._private.worker._global_node.get_session_dir_path())
+    return int(ray.cluster_resources()[name] - ray.available_resources()[name]), len(list(session.glob("*spilled*/*")))
+
+
+LARGE = Geometry((96, 96, 96))
+
+
+@pytest.fixture(scope="module")
+def large_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return open_store(make_store(tmp_path_factory.mktemp("large") / "s", cases=4, edge=110))
+
+
+def watched(store: Store, ahead: int, bound: int, seconds: float) -> Iterator[tuple[RaySource, int]]:
+    """Streams patches of 96^3 for so long; yields after each step, with the bytes now and then found in the object store."""
+    plan = plan_for(store, batch=2)
+    source = RaySource(Reader(store, LARGE), 2, ahead)
+    begun, looked, used = time.monotonic(), 0.0, 0
+    for _ in Loader(plan, source, 0, 1, 0, 1 << 30, micro_batch=2):
+        if time.monotonic() - looked > 0.5:
+            (used, spilled), looked = object_store(), time.monotonic()
+            assert used <= bound and spilled == 0
+        yield source, used
+        if time.monotonic() - begun > seconds:
+            return
+
+
+def test_memory_is_bounded_and_a_pause_is_used(large_store: Store, ray_cluster) -> None:
+    """What is on its way fits the size that the loader was given; while validation runs, the window fills up."""
+    import ray
+
+    a_step, ahead = 2 * 3 * 96**3, 4
+    for number, (source, _) in enumerate(watched(large_store, ahead, (ahead + 2) * a_step + (1 << 20), 20)):
+        if number % 5 == 4:
+            time.sleep(1.5)  # as long as a validation would
+            owed = list(set().union(*source._busy))
+            assert not owed or not ray.wait(owed, num_returns=len(owed), timeout=0)[1]
+        if number == 15:
+            break
+
+
+@pytest.mark.long
+@pytest.mark.timeout(0)
+def test_memory_stays_bounded_for_long(large_store: Store, ray_cluster) -> None:
+    """Ten minutes, or PANTS_DIST_SOAK_MINUTES of them, at full speed: never more in the object store, nothing spilled."""
+    minutes = float(os.environ.get("PANTS_DIST_SOAK_MINUTES", "10"))
+    a_step, ahead, steps, most = 2 * 3 * 96**3, 4, 0, 0
+    for _, used in watched(large_store, ahead, (ahead + 2) * a_step + (1 << 20), 60 * minutes):
+        steps, most = steps + 1, max(most, used)
+        time.sleep(float(os.environ.get("PANTS_DIST_SOAK_STEP_S", "0")))
+    print(f"{minutes:g} minutes, {steps:,} steps of 2 patches of 96^3, at most {most / 1e6:.0f} MB in the object store")

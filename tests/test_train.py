@@ -1,4 +1,5 @@
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -59,9 +60,11 @@ def uninterrupted(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def started(wanted: config.Settings, folder: Path) -> subprocess.Popen:
-    """The run "again", launched in a process of its own, once it has logged three steps."""
+    """The run "again", launched in a process of its own, once it has logged three steps; it speaks into folder/log."""
     (folder / "config.yaml").write_text(config.dump(wanted))
-    process = subprocess.Popen([sys.executable, "-c", LAUNCH, str(folder / "config.yaml"), "again"])
+    command = [sys.executable, "-c", LAUNCH, str(folder / "config.yaml"), "again"]
+    with open(folder / "log", "w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     while len(read_metrics(folder / "again")) < 3:
         assert process.poll() is None
         time.sleep(0.02)
@@ -122,6 +125,21 @@ def test_a_killed_run_leaves_no_process_and_goes_on(store: Path, tmp_path: Path,
     assert not [Path(f"/proc/{pid}/status").read_text() for pid in left]
     assert train.launch(wanted, "again") == 0
     assert losses(tmp_path / "again") == losses(uninterrupted)
+
+
+def test_a_killed_raylet_ends_the_run(store: Path, tmp_path: Path) -> None:
+    """Without Ray's node the run ends within a minute with the first error said, and leaves no process behind."""
+    process = started(settings(store, tmp_path, 100_000, "--train.checkpoint_minutes", "0.0001"), tmp_path)
+    below = children(process.pid)
+    raylets = [pid for pid in below if Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].endswith(b"/raylet")]
+    assert len(raylets) == 1
+    os.kill(raylets[0], signal.SIGKILL)
+    assert process.wait(60) == 1
+    assert "Raylet is terminated" in (tmp_path / "log").read_text()
+    deadline = time.monotonic() + 30
+    while any(map(alive, below)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not [pid for pid in below if alive(pid)]
 
 
 def alive(pid: int) -> bool:
