@@ -24,6 +24,7 @@ from typing import Any
 from pants_dist.errors import UserError
 
 READER_SLOT = "pants_reader"  # readers ask for this, not for CPUs: training processes would starve them otherwise
+READER_BYTES, RAY_BYTES = 300 << 20, 300 << 20  # of a reading process, and of Ray's own together
 SHARED_MEMORY = Path("/dev/shm")
 PATIENCE_SECONDS = 10.0  # for an answer from another node
 LONGEST_TEMPORARY = 40  # Ray's sockets lie below it, and a socket's path may have 107 bytes
@@ -41,6 +42,22 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def memory_limit(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int | None:
+    """Bytes of memory that this process's control group, or one above it, allows; None where nothing is said."""
+    limits = []
+    for line in own.read_text().splitlines() if own.is_file() else ():
+        _, controllers, path = line.split(":", 2)
+        if controllers in ("", "memory"):
+            base, name = (cgroups, "memory.max") if not controllers else (cgroups / "memory", "memory.limit_in_bytes")
+            inside = base / path.lstrip("/")
+            for folder in (inside, *inside.parents):
+                with contextlib.suppress(OSError, ValueError):  # "max" is no number; inside a container the path is not ours
+                    limits.append(int((folder / name).read_text()))
+                if folder == base:
+                    break
+    return min(limits, default=None)
+
+
 def die_with_parent() -> None:
     """Ask the kernel to kill this process when its parent dies, so that a killed run leaves nothing behind (Linux)."""
     pr_set_pdeathsig = 1
@@ -51,8 +68,14 @@ def die_with_parent() -> None:
 def started(readers: int, object_store_bytes: int) -> Iterator[dict[str, str]]:
     """A Ray on this machine with slots for `readers`; yields the environment by which ranks join it.
 
-    Raises UserError where /dev/shm is too small for the object store.
+    Raises UserError where /dev/shm is too small for the object store, or the memory limit for it and the readers.
     """
+    need, limit = object_store_bytes + readers * READER_BYTES + RAY_BYTES, memory_limit()
+    if limit is not None and limit < need:
+        raise UserError(
+            f"memory: the control group allows {limit >> 20} MiB, Ray and {readers} readers need {need >> 20}; "
+            "ask for more (--mem under SLURM), lower loader.ahead or loader.readers, or use --loader.kind local"
+        )
     free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else 0
     if free < object_store_bytes:
         raise UserError(

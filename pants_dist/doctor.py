@@ -9,6 +9,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from pants_dist.cluster import memory_limit
+
 PACKAGES = ("torch", "lightning", "monai", "ray", "zarr", "numcodecs", "wandb")
 SLURM = ("sbatch", "squeue", "scontrol", "sacct", "scancel")
 CGROUP = Path("/sys/fs/cgroup")
@@ -61,7 +63,7 @@ def look(folder: Path) -> Machine:
         cores=len(os.sched_getaffinity(0)),
         cpu_quota=_cpu_quota(),
         memory=psutil.virtual_memory().total,
-        memory_limit=_memory_limit(),
+        memory_limit=memory_limit(),
         shared_memory_free=shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else None,
         folder=folder,
         disk_free=disk.f_bavail * disk.f_frsize,
@@ -83,12 +85,6 @@ def _version(package: str) -> str | None:
 def _cpu_quota() -> float | None:
     quota, _, period = _first_line(CGROUP / "cpu.max").partition(" ")
     return int(quota) / int(period) if quota.isdigit() and period.isdigit() else None
-
-
-def _memory_limit() -> int | None:
-    lines = [_first_line(CGROUP / name) for name in ("memory.max", "memory/memory.limit_in_bytes")]
-    limits = [int(line) for line in lines if line.isdigit()]
-    return limits[0] if limits else None
 
 
 def _first_line(path: Path) -> str:

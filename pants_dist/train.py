@@ -187,8 +187,11 @@ def reading(settings: Settings) -> contextlib.AbstractContextManager[dict[str, s
 
 def object_store_bytes(settings: Settings) -> int:
     """Room for every micro-batch that may be under way at once, twice over, and at least 128 MiB."""
-    voxels = int(np.prod(settings.data.patch_zyx)) * settings.train.micro_batch
-    under_way = settings.train.ranks * (settings.loader.ahead + 2) * voxels * 6  # up to 4 bytes of HU and 2 of code
+    data = settings.data
+    window = 6 * int(np.prod(data.patch_zyx))  # up to 4 bytes of HU and 2 of code
+    if data.spacing_mm_zyx:
+        window = 2 * data.max_window_mb << 20
+    under_way = settings.train.ranks * (settings.loader.ahead + 2) * settings.train.micro_batch * window
     return max(2 * under_way, 128 << 20)
 
 

@@ -197,6 +197,24 @@ def object_store() -> tuple[int, int]:
 LARGE = Geometry((96, 96, 96))
 
 
+def test_a_memory_limit_too_small_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The smallest limit of the process's control group and those above it counts; both numbers are said."""
+    (tmp_path / "job" / "step").mkdir(parents=True)
+    (tmp_path / "job" / "memory.max").write_text("700000000\n")
+    (tmp_path / "job" / "step" / "memory.max").write_text("max\n")
+    own = tmp_path / "own"
+    own.write_text("0::/job/step\n")
+    assert cluster.memory_limit(tmp_path, own) == 700_000_000
+    assert cluster.memory_limit(tmp_path / "absent", own) is None
+    own.write_text("4:cpu:/x\n3:memory:/a/b\n")
+    (tmp_path / "memory" / "a").mkdir(parents=True)
+    (tmp_path / "memory" / "a" / "memory.limit_in_bytes").write_text("5\n")
+    assert cluster.memory_limit(tmp_path, own) == 5
+    monkeypatch.setattr(cluster, "memory_limit", lambda: 700_000_000)
+    with pytest.raises(UserError, match="memory: .* 667 MiB, Ray and 2 readers need 1028.*--mem"), cluster.started(2, 128 << 20):
+        pass
+
+
 @pytest.fixture(scope="module")
 def large_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return open_store(make_store(tmp_path_factory.mktemp("large") / "s", cases=4, edge=110))
