@@ -174,21 +174,24 @@ def write_layouts(store: Store, cases: list[str], folder: Path) -> None:
             )  # fmt: skip
             made[...] = array
         if importlib.util.find_spec("nnunetv2"):
-            write_nnunet(case, image[None], codes[None], folder / "nnunet")
+            write_nnunet(case, image[None], codes[None], store.foreground(case), folder / "nnunet")
 
 
-def write_nnunet(case: str, image: np.ndarray, codes: np.ndarray, folder: Path) -> None:
+def write_nnunet(case: str, image: np.ndarray, codes: np.ndarray, foreground: dict[str, np.ndarray], folder: Path) -> None:
     """nnU-Net's files as its preprocessing writes them, but for the dtypes, for each patch size."""
     from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
 
+    voxels = enumerate(foreground.values(), 1)
+    places = {number: np.insert(found, 0, 0, axis=1) for number, found in voxels}  # channel, z, y, x
     for patch in PATCHES_ZYX:
         out = folder / "_".join(map(str, patch))
         out.mkdir(parents=True, exist_ok=True)
         blocks, chunks = comp_blosc2_params(image.shape, patch, image.itemsize)
         blocks_seg, chunks_seg = comp_blosc2_params(codes.shape, patch, codes.itemsize)
         nnUNetDatasetBlosc2.save_case(
-            image, codes, {}, str(out / case), chunks=chunks, blocks=blocks, chunks_seg=chunks_seg, blocks_seg=blocks_seg
-        )
+            image, codes, {"class_locations": places}, str(out / case), chunks=chunks, blocks=blocks,
+            chunks_seg=chunks_seg, blocks_seg=blocks_seg,
+        )  # fmt: skip
 
 
 def serve(peer: str, store: Path, folder: Path) -> None:

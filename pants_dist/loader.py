@@ -10,9 +10,10 @@ import time
 import warnings
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from statistics import median
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from pants_dist.geometry import Geometry, Window, window_of
 from pants_dist.plan import Plan, Sample
 from pants_dist.store import Store
 
+Item = TypeVar("Item")
 ATTEMPTS = 10  # at a sample, where damaged cases are passed over
 ALIGNMENT = 64  # windows start at multiples of it in the buffer
 LATE = 5  # times the median that a read may take before it is asked of another reader
@@ -245,17 +247,21 @@ class Loader:
         self.waited_s, self.skipped = 0.0, 0
 
     def __iter__(self) -> Iterator[list[MicroBatch]]:
-        stream = self.source.stream(
-            request for step in range(self.start, self.stop) for request in self._requests(step)
-        )
+        items = one_ahead(self._items())
         for _ in range(self.start, self.stop):
             begun = time.perf_counter()
-            item = [next(stream) for _ in range(self._a_step())]
+            item = next(items)
             self.waited_s += time.perf_counter() - begun
             for problem in (line for micro in item for line in micro.skipped):
                 self.skipped += 1
                 warnings.warn(f"data.on_damage: skip: {problem}", stacklevel=2)
             yield item
+
+    def _items(self) -> Iterator[list[MicroBatch]]:
+        requests = (request for step in range(self.start, self.stop) for request in self._requests(step))
+        stream = self.source.stream(requests)
+        for _ in range(self.start, self.stop):
+            yield [next(stream) for _ in range(self._a_step())]
 
     def _a_step(self) -> int:
         return -(-(self.plan.batch // self.ranks) // self.micro_batch)
@@ -263,6 +269,18 @@ class Loader:
     def _requests(self, step: int) -> list[list[Sample]]:
         samples = self.plan.step_samples(step, self.rank, self.ranks)
         return [samples[at : at + self.micro_batch] for at in range(0, len(samples), self.micro_batch)]
+
+
+def one_ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The items, each fetched by a thread while the one before it is used."""
+    pool = ThreadPoolExecutor(1, "loader")
+    try:
+        following = pool.submit(next, items, None)
+        while (item := following.result()) is not None:
+            following = pool.submit(next, items, None)
+            yield item
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def make_source(kind: str, reader: Reader, readers: int, ahead: int) -> RaySource | LocalSource:

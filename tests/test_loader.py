@@ -211,7 +211,8 @@ def test_a_memory_limit_too_small_is_refused(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "memory" / "a" / "memory.limit_in_bytes").write_text("5\n")
     assert cluster.memory_limit(tmp_path, own) == 5
     monkeypatch.setattr(cluster, "memory_limit", lambda: 700_000_000)
-    with pytest.raises(UserError, match="memory: .* 667 MiB, Ray and 2 readers need 1028.*--mem"), cluster.started(2, 128 << 20):
+    both = "memory: .* 667 MiB, Ray and 2 readers need 1028.*--mem"
+    with pytest.raises(UserError, match=both), cluster.started(2, 128 << 20):
         pass
 
 
@@ -239,7 +240,7 @@ def test_memory_is_bounded_and_a_pause_is_used(large_store: Store, ray_cluster) 
     import ray
 
     a_step, ahead = 2 * 3 * 96**3, 4
-    for number, (source, _) in enumerate(watched(large_store, ahead, (ahead + 2) * a_step + (1 << 20), 20)):
+    for number, (source, _) in enumerate(watched(large_store, ahead, (ahead + 3) * a_step + (1 << 20), 20)):
         if number % 5 == 4:
             time.sleep(1.5)  # as long as a validation would
             owed = list(set().union(*source._busy))
@@ -254,7 +255,7 @@ def test_memory_stays_bounded_for_long(large_store: Store, ray_cluster) -> None:
     """Ten minutes, or PANTS_DIST_SOAK_MINUTES of them, at full speed: never more in the object store, nothing spilled."""
     minutes = float(os.environ.get("PANTS_DIST_SOAK_MINUTES", "10"))
     a_step, ahead, steps, most = 2 * 3 * 96**3, 4, 0, 0
-    for _, used in watched(large_store, ahead, (ahead + 2) * a_step + (1 << 20), 60 * minutes):
+    for _, used in watched(large_store, ahead, (ahead + 3) * a_step + (1 << 20), 60 * minutes):
         steps, most = steps + 1, max(most, used)
         time.sleep(float(os.environ.get("PANTS_DIST_SOAK_STEP_S", "0")))
     print(f"{minutes:g} minutes, {steps:,} steps of 2 patches of 96^3, at most {most / 1e6:.0f} MB in the object store")
