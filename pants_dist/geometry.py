@@ -13,7 +13,7 @@ import numpy as np
 
 from pants_dist.plan import Sample, words
 
-MARGIN = 2  # voxels around a window that is read more coarsely than it is: the prefilter reaches so far
+MARGIN = 3  # voxels around a window that is read more coarsely than it is: the prefilter reaches so far
 MILDER = (1.0, 0.75, 0.5, 0.25, 0.0)  # shares of the drawn turn and zoom that are tried until the window is small enough
 TURNED, SCALED = 0.2, 0.2  # probabilities, as nnU-Net's (Isensee et al. 2021); mirrored along each axis: 0.5
 
