@@ -12,8 +12,8 @@ ORDER = [  # a module imports only from those that stand after it
     "__main__", "cli", "demo", "doctor", "submit", "dashboard", "info", "duplicates", "train", "callbacks", "evaluate",
     "results", "report", "phantom", "scanner", "anatomy", "shapes", "conversion", "loader", "cluster", "store", "casefile",
     "shard", "plan", "weights", "cohort", "pictures", "figures", "comparisons", "gaps", "detection", "roc", "resampling",
-    "stats", "metrics", "surface", "surfels", "model", "augment", "progress", "tracking", "cases", "config", "settings",
-    "structures", "disk", "errors",
+    "stats", "metrics", "surface", "surfels", "model", "transfer", "networks", "optimizers", "augment", "progress", "tracking",
+    "cases", "config", "settings", "strides", "structures", "disk", "errors",
 ]  # fmt: skip
 OWNERS = {
     "zarr": {"store"},
