@@ -44,7 +44,7 @@ def build_network(model: Model) -> nn.Module:
     strides = (2,) * (len(model.channels) - 1)
     return UNet(
         spatial_dims=3, in_channels=1, out_channels=len(model.structures), channels=model.channels, strides=strides,
-        num_res_units=model.residual_units, norm="INSTANCE", act="LEAKYRELU",
+        num_res_units=model.blocks[0], norm="INSTANCE", act="LEAKYRELU",
     )  # fmt: skip
 
 

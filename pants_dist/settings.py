@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any, Literal, NamedTuple, get_type_hints
 
 from pants_dist.errors import UserError
+from pants_dist.strides import multiples_near, network_misfits
 from pants_dist.structures import LESION, PANCREAS
 
 
@@ -53,28 +54,38 @@ class Data:
 class Model:
     """The network and what it segments."""
 
-    name: Literal["unet"] = "unet"
-    """network: MONAI's U-Net"""
+    name: Literal["unet", "dynunet", "segresnet_ds", "swin_unetr", "mednext"] = "unet"
+    """network, from MONAI; dynunet is nnU-Net's. All but unet and swin_unetr learn at several resolutions"""
     structures: tuple[str, ...] = ("liver", PANCREAS, LESION)
     """structures to segment, one output channel each; they may overlap"""
     channels: tuple[int, ...] = (16, 32, 64, 128)
-    """feature channels of each level; every level after the first halves the resolution"""
-    residual_units: int = 1
-    """residual convolutions at each level; 0: plain ones, faster"""
+    """feature channels of each level, finest first (swin_unetr: of its four transformer stages)"""
+    blocks: tuple[int, ...] = (1,)
+    """residual blocks of each level, the last number for all that follow; 0: plain convolutions (unet, dynunet)"""
+    expansion: tuple[int, ...] = (2,)
+    """mednext: how many times wider its blocks are inside, for each level like model.blocks"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optim:
-    """AdamW with linear warm-up, then polynomial decay (exponent 0.9) to zero."""
+    """The optimizer, and how its learning rate goes down to zero. nnU-Net's: sgd, poly, lr 1e-2, weight_decay 3e-5."""
 
+    name: Literal["adamw", "sgd"] = "adamw"
+    """adamw, or sgd with Nesterov momentum"""
     lr: float = 3e-3
     """learning rate after the warm-up"""
+    schedule: Literal["poly", "cosine"] = "poly"
+    """decay of the learning rate: polynomial with exponent 0.9, or half a cosine"""
+    momentum: float = 0.99
+    """momentum of sgd"""
     weight_decay: float = 1e-5
     """weight decay"""
     clip_norm: float = 12.0
     """largest norm of the gradient; longer ones are scaled down to it"""
     warmup_steps: int = 10
     """steps over which the learning rate rises"""
+    ema: float | None = None
+    """decay of the moving average of the weights, which is then what is scored, like 0.999; null: none"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,15 +199,18 @@ def check(settings: Settings) -> None:
 RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     ("1 or more", lambda value: value >= 1, (
         "train.steps", "train.ranks", "train.batch", "train.micro_batch", "train.log_every", "loader.readers",
-        "loader.ahead", "data.max_window_mb", "validation.every", "validation.cases", "model.channels", "data.patch_zyx",
+        "loader.ahead", "data.max_window_mb", "validation.every", "validation.cases", "model.channels", "model.expansion",
+        "data.patch_zyx",
     )),
     ("above 0", lambda value: 0 < value < math.inf, (
-        "optim.lr", "optim.clip_norm", "train.checkpoint_minutes", "data.stage_gb",
+        "optim.lr", "optim.clip_norm", "train.checkpoint_minutes", "data.spacing_mm_zyx", "data.stage_gb",
     )),
     ("0 or more", lambda value: 0 <= value < math.inf, (
-        "seed", "optim.weight_decay", "optim.warmup_steps", "model.residual_units",
+        "seed", "optim.weight_decay", "optim.warmup_steps", "model.blocks",
     )),
-    ("0 or more and below 1", lambda value: 0 <= value < 1, ("data.val_fraction", "validation.overlap")),
+    ("0 or more and below 1", lambda value: 0 <= value < 1, (
+        "data.val_fraction", "validation.overlap", "optim.momentum", "optim.ema",
+    )),
     ("between 0 and 1", lambda value: 0 <= value <= 1, (
         "data.foreground_fraction", "data.lesion_fraction", "data.center_temperature",
     )),
@@ -220,7 +234,7 @@ def _plain(value: Any) -> Any:
 def _misfits(settings: Settings) -> Iterator[str]:
     data, model, train = settings.data, settings.model, settings.train
     if train.batch % train.ranks:
-        fits = " or ".join(str(size) for size in _neighbours(train.batch, train.ranks))
+        fits = " or ".join(str(size) for size in multiples_near(train.batch, train.ranks))
         yield f"train.batch is {train.batch}, which {train.ranks} ranks (train.ranks) cannot share evenly; use {fits}"
     if data.spacing_mm_zyx is not None:
         yield "data.spacing_mm_zyx: patches are read at each case's own voxel size for now; set it to null"
@@ -230,23 +244,4 @@ def _misfits(settings: Settings) -> Iterator[str]:
         yield f"data.structure_weights: {stray[0]!r} is not among model.structures ({', '.join(model.structures)})"
     if any(not 0 <= weight < math.inf for weight in data.structure_weights.values()):
         yield f"data.structure_weights is {data.structure_weights}; each must be 0 or more"
-    if len(model.channels) < 2:
-        yield f"model.channels is {list(model.channels)}; the network needs two levels or more, like [16, 32]"
-    yield from _patch_misfits(data.patch_zyx, len(model.channels))
-
-
-def _patch_misfits(patch_zyx: tuple[int, int, int], levels: int) -> Iterator[str]:
-    stride = 2 ** (levels - 1)
-    if any(size % stride for size in patch_zyx):
-        fits = ", ".join(" or ".join(str(near) for near in _neighbours(size, stride)) for size in patch_zyx)
-        yield (
-            f"data.patch_zyx is {list(patch_zyx)}, but {levels} levels (model.channels) need multiples of {stride}: "
-            f"use {fits} along z, y, x, or fewer levels"
-        )
-    elif math.prod(patch_zyx) == stride**3:
-        yield f"data.patch_zyx is {list(patch_zyx)}, which leaves one voxel at the last of {levels} levels; use more"
-
-
-def _neighbours(value: int, step: int) -> list[int]:
-    """The multiples of `step` on both sides of `value`; a value that is one already stands alone."""
-    return sorted({size for size in (value // step * step, -(-value // step) * step) if size > 0})
+    yield from network_misfits(model, data.patch_zyx, data.spacing_mm_zyx)

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from pants_dist import config
@@ -47,7 +48,7 @@ REFUSED = {
     "data: {stor: a}": r"x\.yaml, line 1: no setting 'data\.stor'; did you mean 'data\.store'",
     "dta:\n  store: a": r"line 1: no setting 'dta'; did you mean 'data'",
     "data: {store: a}\nlr: 3": r"line 2: no setting 'lr'; did you mean 'optim\.lr'",
-    "data: {store: a}\noptim: {zzz: 3}": r"no setting 'optim\.zzz'; there are optim\.lr, optim\.weight_decay",
+    "data: {store: a}\noptim: {zzz: 3}": r"no setting 'optim\.zzz'; there are optim\.name, optim\.lr, ",
     "data: {store: a}\ntrain:\n  steps: many": r"line 3: train\.steps is 'many'; it takes a whole number",
     "data: {store: a}\nseed: null": r"seed is None; it takes a whole number",
     "data: {store: a}\nseed: true": r"seed is True; it takes a whole number",
@@ -114,6 +115,7 @@ words = st.text(
 )
 
 
+@hypothesis_settings(deadline=None)
 @given(store=words, centers=st.lists(words), lr=st.floats(1e-12, 1e6), cases=st.none() | st.integers(1, 99))
 def test_dumped_settings_load_back_equal(
     tmp_path_factory, store: str, centers: list[str], lr: float, cases: int | None
@@ -137,12 +139,22 @@ def test_a_difference_names_the_setting_and_both_values() -> None:
 MISFITS = [
     (["--train.batch", "5", "--train.ranks", "2"], r"train\.batch is 5, which 2 ranks .*; use 4 or 6"),
     (["--train.batch", "2", "--train.ranks", "8"], r"train\.batch is 2, which 8 ranks .*; use 8"),
-    (["--data.patch_zyx", "[30, 64, 60]"], r"patch_zyx is \[30, 64, 60\].*multiples of 8: use 24 or 32, 64, 56 or 64 "),
-    (["--data.patch_zyx", "[8, 8, 8]"], "leaves one voxel at the last of 4 levels"),
+    (["--data.patch_zyx", "[30, 64, 60]"], r"patch_zyx is \[30, 64, 60\].*8, 8, 8: use 24 or 32, 64, 56 or 64 along z, y, x"),
+    (["--data.patch_zyx", "[8, 8, 8]"], r"leaves one voxel at the last level of unet; use \[8, 8, 16\] or more"),
     (["--data.patch_zyx", "[0, 64, 64]"], r"patch_zyx is \[0, 64, 64\]; it must be 1 or more"),
     (["--model.channels", "[16]"], "two levels or more"),
     (["--model.channels", "[]"], "two levels or more"),
     (["--model.channels", "[16, 0]"], r"channels is \[16, 0\]; it must be 1 or more"),
+    (["--model.blocks", "[]"], r"model\.blocks is \[\]; give 1 to 4 numbers"),
+    (["--model.blocks", "[1, 2]"], r"unet has as many at every level; use \[1\]"),
+    (["--model.name", "swin_unetr"], r"channels is \[16, 32, 64, 128\].*use \[12, 24, 48, 96\]"),
+    (["--model.name", "mednext", "--model.channels", "[8, 16, 16]"], r"mednext doubles.*use \[8, 16, 32\]"),
+    (["--model.name", "segresnet_ds"], r"blocks is \[0\].*use \[1, 2, 2, 4\], as published"),
+    (["--model.expansion", "[3]"], r"expansion is \[3\], which is mednext's alone"),
+    (["--model.name", "dynunet", "--data.patch_zyx", "[9, 9, 9]"], r"bears 2 of the 4 levels.* use .*\[16, 32\] or a larger"),
+    (["--model.name", "dynunet", "--data.patch_zyx", "[7, 7, 7]"], r"too small for two levels of dynunet; use \[12, 12, 12\]"),
+    (["--optim.momentum", "1"], r"momentum is 1\.0; it must be 0 or more and below 1"),
+    (["--optim.ema", "1"], r"ema is 1\.0; it must be 0 or more and below 1"),
     (["--model.structures", "[]"], "name one structure or more"),
     (["--model.structures", "[liver, liver]"], "each once"),
     (["--train.steps", "0"], "train.steps is 0; it must be 1 or more"),
@@ -153,6 +165,7 @@ MISFITS = [
     (["--data.foreground_fraction", "1.1"], r"foreground_fraction is 1\.1; it must be between 0 and 1"),
     (["--seed", "-1"], "seed is -1; it must be 0 or more"),
     (["--data.spacing_mm_zyx", "[1, 1, 1]"], "set it to null"),
+    (["--data.spacing_mm_zyx", "[1, 0, 1]"], r"spacing_mm_zyx is \[1\.0, 0\.0, 1\.0\]; it must be above 0"),
 ]
 
 
