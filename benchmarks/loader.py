@@ -122,14 +122,14 @@ def consume(name: str, store: Path, folder: Path, rank: int, ranks: int, readers
 def rate(name: str, given: argparse.Namespace, folder: Path, ranks: int, loads: list[float]) -> list[tuple[float, float]]:
     """(patches a second of all ranks together, share of time waited) for each step time."""
     readers = max(1, 2 // ranks)
-    with contextlib.ExitStack() as stack:
-        if name == "ray":
-            os.environ.update(stack.enter_context(cluster.started(readers * ranks, 1 << 30)))
+    started = cluster.started(readers * ranks, 1 << 30) if name == "ray" else contextlib.nullcontext({})
+    with started as environment:
         command = [sys.executable, __file__, str(given.store), "--folder", str(folder), "--readers", str(readers)]
         processes = [
             subprocess.Popen(
                 [*command, "--consume", name, "--rank", str(rank), "--ranks", str(ranks)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+                env=os.environ | environment,
             )  # fmt: skip
             for rank in range(ranks)
         ]

@@ -100,7 +100,7 @@ def _step_seconds(store: Store, cases: tuple[str, ...], settings: Settings, micr
 
     def step(_: Any) -> None:
         optimizer.zero_grad()
-        module.loss(*module.forward_and_target(micro)).backward()
+        module.loss(micro).backward()
         optimizer.step()
         if device.type == "cuda":
             torch.cuda.synchronize()

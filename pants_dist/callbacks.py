@@ -71,7 +71,8 @@ class Validation(L.Callback):
         cases = validation_cases(self.store, settings)
         mine = cases[trainer.global_rank :: trainer.world_size]
         folder = self.tracker.run / "validation" / f"step={step:06d}"
-        rows = gathered(list(score_cases(self.store, module, settings, mine)))
+        with module.averaged():
+            rows = gathered(list(score_cases(self.store, module, settings, mine)))
         metrics = ood_metrics(rows, settings.model.structures)
         if trainer.is_global_zero:
             write_tables(folder, rows, settings.model.structures)

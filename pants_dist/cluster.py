@@ -89,6 +89,7 @@ def started(readers: int, object_store_bytes: int) -> Iterator[dict[str, str]]:
         import ray
 
         context: Any = ray.init(
+            address="local",  # whatever RAY_ADDRESS says
             num_cpus=usable_cores(),
             num_gpus=0,
             resources={READER_SLOT: readers},

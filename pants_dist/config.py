@@ -13,6 +13,7 @@ import yaml
 
 from pants_dist.errors import UserError
 from pants_dist.settings import (
+    Augment,
     Data,
     Loader,
     Model,
@@ -28,7 +29,7 @@ from pants_dist.settings import (
 )
 
 __all__ = [
-    "Data", "Loader", "Model", "Optim", "Settings", "Tracking", "Train", "Validation",
+    "Augment", "Data", "Loader", "Model", "Optim", "Settings", "Tracking", "Train", "Validation",
     "as_yaml", "catalog", "check", "difference", "dump", "expected", "load", "nearest", "shipped",
 ]  # fmt: skip
 

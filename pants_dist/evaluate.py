@@ -4,6 +4,7 @@ Every case is scored once. Rows are appended to rows.jsonl as they come, so that
 """
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,8 @@ import torch
 from monai.inferers import sliding_window_inference
 
 from pants_dist import __version__, config, report
-from pants_dist.casefile import file_digest
+from pants_dist.augment import resampled
+from pants_dist.casefile import AIR_HU, file_digest
 from pants_dist.cases import SPLIT_BY, SPLITS, assign_splits
 from pants_dist.config import Settings
 from pants_dist.disk import replacing
@@ -25,6 +27,7 @@ from pants_dist.model import Intensity, Segmenter
 from pants_dist.pictures import draw_case
 from pants_dist.store import Store, open_store
 from pants_dist.structures import LESION, PANCREAS
+from pants_dist.transfer import AVERAGE
 
 COPIED = (
     "case",
@@ -54,14 +57,34 @@ class Scored:
     spacing_mm_zyx: tuple[float, float, float]
 
 
-def predict(model: Segmenter, image_zyx: np.ndarray, settings: Settings) -> torch.Tensor:
-    """Logits (structures, z, y, x), float32 on the CPU, of CT in HU: overlapping windows with Gaussian weights."""
-    image = torch.from_numpy(image_zyx.astype(np.float32))[None, None]
+def predict(
+    model: Segmenter, image_zyx: np.ndarray, settings: Settings, spacing_mm_zyx: tuple[float, float, float]
+) -> torch.Tensor:
+    """Logits (structures, z, y, x), float32 on the CPU, of CT in HU with this spacing: overlapping Gaussian windows.
+
+    A network that was trained at a spacing of its own predicts at that; its logits are brought back linearly.
+    """
+    image, trained = torch.from_numpy(image_zyx.astype(np.float32))[None], settings.data.spacing_mm_zyx
+    if trained:
+        step = [to / own for to, own in zip(trained, spacing_mm_zyx, strict=True)]
+        size = [math.ceil(length / ratio) for length, ratio in zip(image_zyx.shape, step, strict=True)]
+        image = resampled(image, _scaled(step), (size[0], size[1], size[2]), AIR_HU)
     logits = sliding_window_inference(
-        image, settings.data.patch_zyx, 2, model, settings.validation.overlap, mode="gaussian",
-        sw_device=model.device, device="cpu", padding_mode="constant", cval=-1024,
-    )  # fmt: skip
-    return logits[0].float()
+        image[None], settings.data.patch_zyx, 2, model, settings.validation.overlap, mode="gaussian",
+        sw_device=model.device, device="cpu", padding_mode="constant", cval=AIR_HU,
+    )[0].float()  # fmt: skip
+    if trained:
+        back = [1 / ratio for ratio in step]
+        z, y, x = image_zyx.shape
+        logits = torch.stack([resampled(one[None], _scaled(back), (z, y, x), float(one.min()))[0] for one in logits])
+    return logits
+
+
+def _scaled(step_zyx: list[float]) -> torch.Tensor:
+    """The way from voxels `step_zyx` times as large into a grid whose first voxel has the same outer corner."""
+    return torch.tensor([
+        [step if axis == row else 0.0 for axis in range(3)] + [(step - 1) / 2] for row, step in enumerate(step_zyx)
+    ], dtype=torch.float64)  # fmt: skip
 
 
 @torch.no_grad()
@@ -69,11 +92,11 @@ def score(store: Store, model: Segmenter, settings: Settings, case: str, split: 
     """Predict one case and compare it with its reference, in the source grid."""
     structures = settings.model.structures
     image, codes = store.read_patch(case, (0, 0, 0), store.shape_zyx(case))
-    logits = predict(model, image, settings)
+    spacing = store.spacing_mm_zyx(case)
+    logits = predict(model, image, settings, spacing)
     table = store.lookup(case, structures).astype(bool)
     reference = {name: table[:, n][codes] for n, name in enumerate(structures)}
     prediction = {name: (logits[n] > 0).numpy() for n, name in enumerate(structures)}
-    spacing = tuple(store.value(case, "spacing_mm_zyx"))
     strongest = float(logits[structures.index(LESION)].max()) if LESION in structures else None
     annotated = set(store.value(case, "annotated"))
     row = {name: store.value(case, name) for name in COPIED}
@@ -141,6 +164,8 @@ def load_model(checkpoint: Path, settings: Settings, store: Store) -> tuple[Segm
     saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
     model = Segmenter(settings, Intensity(**saved["intensity"]), store)
     model.load_state_dict(saved["state_dict"])
+    if AVERAGE in saved:
+        model.network.load_state_dict(saved[AVERAGE]["weights"])
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), int(saved["global_step"])
 
 

@@ -1,5 +1,6 @@
-"""The networks, the loss and the LightningModule. Images are (B, C, z, y, x); one output channel a structure, sigmoid."""
+"""The loss and the LightningModule. Images are (B, C, z, y, x); one output channel a structure, sigmoid."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -7,12 +8,15 @@ import lightning as L
 import numpy as np
 import torch
 from monai.losses import DiceLoss
-from monai.networks.nets import UNet
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
 
+from pants_dist.augment import augmented, resampled, swapped_left_right
 from pants_dist.casefile import AIR_HU
-from pants_dist.config import Model, Settings
+from pants_dist.config import Settings
+from pants_dist.networks import build_network, supervision_weights
+from pants_dist.optimizers import Average, learning_rate, make_optimizer
+from pants_dist.transfer import AVERAGE
 
 if TYPE_CHECKING:
     from pants_dist.loader import MicroBatch
@@ -39,15 +43,6 @@ class Intensity:
         return (hu.float().clamp(self.low_hu, self.high_hu) - self.mean_hu) / self.deviation_hu
 
 
-def build_network(model: Model) -> nn.Module:
-    """The network by name. A new one is one more branch here; its total stride is checked in config.py."""
-    strides = (2,) * (len(model.channels) - 1)
-    return UNet(
-        spatial_dims=3, in_channels=1, out_channels=len(model.structures), channels=model.channels, strides=strides,
-        num_res_units=model.blocks[0], norm="INSTANCE", act="LEAKYRELU",
-    )  # fmt: skip
-
-
 class DiceBCE(nn.Module):
     """Dice + binary cross entropy, 1:1, each the mean over samples and structures: ranks do not change its value."""
 
@@ -66,15 +61,18 @@ class Segmenter(L.LightningModule):
         super().__init__()
         self.settings, self.intensity, self.store = settings, intensity, store
         self.automatic_optimization = False
-        self.network = build_network(settings.model)
-        self.loss = DiceBCE()
+        data = settings.data
+        self.network = build_network(settings.model, len(settings.model.structures), data.patch_zyx, data.spacing_mm_zyx)
+        self.dice_bce = DiceBCE()
+        self.average: Average | None = None  # made on the device
+        self._average_state: dict[str, Any] | None = None
 
-    def forward(self, hu: Tensor) -> Tensor:
-        """Logits (B, structures, z, y, x) of CT in HU (B, 1, z, y, x)."""
+    def forward(self, hu: Tensor) -> Any:
+        """Logits (B, structures, z, y, x) of CT in HU (B, 1, z, y, x); while training a list, finest resolution first."""
         return self.network(self.intensity(hu))
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Micro-batches stay in shared memory until their voxels are needed; `forward_and_target` moves them."""
+        """Micro-batches stay in shared memory until their voxels are needed; `images_and_targets` moves them."""
         return batch
 
     def training_step(self, batch: "list[MicroBatch]", batch_index: int) -> dict[str, Tensor]:
@@ -88,45 +86,72 @@ class Segmenter(L.LightningModule):
         for number, micro in enumerate(batch):
             strategy: Any = self.trainer.strategy
             with strategy.block_backward_sync() if number < len(batch) - 1 else torch.enable_grad():
-                loss = self.loss(*self.forward_and_target(micro)) * (len(micro.parts) / samples)
+                loss = self.loss(micro) * (len(micro.parts) / samples)
                 self.manual_backward(loss)
             total += loss.detach()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.optim.clip_norm)
         optimizer.step()
+        if self.average:
+            self.average.update(self.network)
         return {"loss": total, "grad_norm": norm}
 
-    def forward_and_target(self, micro: "MicroBatch") -> tuple[Tensor, Tensor]:
-        """Logits and 0/1 targets, both (B, structures, z, y, x), of one micro-batch."""
-        count = range(len(micro.parts))
-        hu = torch.from_numpy(np.stack([self._patch(micro, n, "image") for n in count])[:, None].astype(np.float32))
-        codes = [torch.from_numpy(self._patch(micro, n, "codes").astype(np.int64)).to(self.device) for n in count]
-        tables = [self._table(part.sample.case) for part in micro.parts]
-        target = torch.stack([table[code].movedim(-1, 0) for table, code in zip(tables, codes, strict=True)])
-        return self(hu.to(self.device)), target
+    def loss(self, micro: "MicroBatch") -> Tensor:
+        """Mean over the micro-batch's samples of Dice + cross entropy, weighed over the network's resolutions."""
+        images, targets = self.images_and_targets(micro)
+        heads = self.network(images)
+        weights = supervision_weights(len(heads))
+        at_size = [targets if head.shape == targets.shape else interpolate(targets, head.shape[2:]) for head in heads]
+        losses = [weight * self.dice_bce(*pair) for weight, *pair in zip(weights, heads, at_size, strict=True)]
+        return torch.stack(losses).sum()
 
-    def _patch(self, micro: "MicroBatch", number: int, array: str) -> np.ndarray:
-        """The patch of a window without turn or zoom; where it overhangs the scan, air and code 0."""
-        size, window = self.settings.data.patch_zyx, micro.image(number) if array == "image" else micro.codes(number)
-        if window.shape == size:
-            return window
-        patch = np.full(size, AIR_HU if array == "image" else 0, window.dtype)
-        first = [-round(row[3]) for row in micro.parts[number].window.to_image]
-        patch[tuple(slice(a, a + n) for a, n in zip(first, window.shape, strict=True))] = window
-        return patch
+    def images_and_targets(self, micro: "MicroBatch") -> tuple[Tensor, Tensor]:
+        """Network input (B, 1, z, y, x) and 0/1 targets (B, structures, z, y, x) of a micro-batch, augmented."""
+        patches = [self._patch(micro, number) for number in range(len(micro.parts))]
+        images = self.intensity(torch.stack([image for image, _ in patches]))
+        if self.settings.augment.intensity:
+            images = augmented(images, [part.sample.augment_seed for part in micro.parts])
+        return images, torch.stack([target for _, target in patches])
+
+    def _patch(self, micro: "MicroBatch", number: int) -> tuple[Tensor, Tensor]:
+        """HU (1, z, y, x) and masks (structures, z, y, x) of a sample's patch, each by one interpolation in its window.
+
+        Structures are looked up before they are interpolated, and are where over half of a voxel is.
+        """
+        part, size = micro.parts[number], self.settings.data.patch_zyx
+        hu = torch.from_numpy(micro.image(number).astype(np.float32)).to(self.device)[None]
+        codes = torch.from_numpy(micro.codes(number).astype(np.int64)).to(self.device)
+        masks = self._table(part.sample.case)[codes].movedim(-1, 0)
+        image = resampled(hu, torch.tensor(part.window.to_image, dtype=torch.float64), size, AIR_HU)
+        target = (resampled(masks, torch.tensor(part.window.to_codes, dtype=torch.float64), size, 0.0) >= 0.5).float()
+        if part.window.to_image[2][2] < 0:
+            target = target[swapped_left_right(self.settings.model.structures)]
+        return image, target
 
     def _table(self, case: str) -> Tensor:
         table = self.store.lookup(case, self.settings.model.structures)
         return torch.from_numpy(table).to(self.device, torch.float32)
 
     def learning_rate(self, step: int) -> float:
-        """Polynomial decay to 0 with exponent 0.9, as nnU-Net's, over `train.steps`, after a linear warm-up."""
-        optim, steps = self.settings.optim, self.settings.train.steps
-        warm = min(1.0, (step + 1) / (optim.warmup_steps + 1))
-        return optim.lr * warm * (1 - min(step, steps) / steps) ** 0.9
+        """Of step `step`, from 0."""
+        return learning_rate(self.settings.optim, step, self.settings.train.steps)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        optim = self.settings.optim
-        return torch.optim.AdamW(self.network.parameters(), lr=optim.lr, weight_decay=optim.weight_decay)
+        return make_optimizer(self.settings.optim, self.network.parameters())
+
+    def on_fit_start(self) -> None:
+        if self.settings.optim.ema is not None:
+            self.average = Average(self.network, self.settings.optim.ema)
+            if self._average_state:
+                self.average.load_state_dict(self._average_state)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """The weights that are to be scored: their moving average, where there is one."""
+        return self.average.applied(self.network) if self.average else nullcontext()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["intensity"] = asdict(self.intensity)
+        if self.average:
+            checkpoint[AVERAGE] = self.average.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._average_state = checkpoint.get(AVERAGE)

@@ -51,6 +51,20 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Augment:
+    """How patches are changed at random, each by its sample's own seed. nnU-Net's: 30 degrees, 0.7 to 1.4, all of it."""
+
+    rotation_degrees: float = 0.0
+    """largest turn about each axis, of one patch in five"""
+    scale: tuple[float, float] = (1.0, 1.0)
+    """smallest and largest zoom out, of one patch in five"""
+    mirror: str = ""
+    """axes along which every second patch is mirrored, like zy; with x, left and right structures change places"""
+    intensity: bool = False
+    """noise, blur, brightness, contrast, low resolution and gamma, as often and as much as nnU-Net"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Model:
     """The network and what it segments."""
 
@@ -114,6 +128,8 @@ class Train:
     """patches that a rank sends through the network at once; gradients are accumulated over the rest"""
     log_every: int = 10
     """steps between lines of metrics.jsonl"""
+    init_from: str | None = None
+    """run folder or checkpoint whose weights a new run begins with, by structure; null: random ones"""
     checkpoint_minutes: float = 10.0
     """minutes between checkpoints: what a killed run loses at most"""
 
@@ -147,6 +163,7 @@ class Settings:
     runs: str = "runs"
     """folder of all run folders"""
     data: Data
+    augment: Augment = field(default_factory=Augment)
     model: Model = field(default_factory=Model)
     optim: Optim = field(default_factory=Optim)
     loader: Loader = field(default_factory=Loader)
@@ -214,6 +231,8 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     ("between 0 and 1", lambda value: 0 <= value <= 1, (
         "data.foreground_fraction", "data.lesion_fraction", "data.center_temperature",
     )),
+    ("between 0 and 90", lambda value: 0 <= value <= 90, ("augment.rotation_degrees",)),
+    ("between 0.25 and 4", lambda value: 0.25 <= value <= 4, ("augment.scale",)),
 )  # fmt: skip
 
 
@@ -236,8 +255,7 @@ def _misfits(settings: Settings) -> Iterator[str]:
     if train.batch % train.ranks:
         fits = " or ".join(str(size) for size in multiples_near(train.batch, train.ranks))
         yield f"train.batch is {train.batch}, which {train.ranks} ranks (train.ranks) cannot share evenly; use {fits}"
-    if data.spacing_mm_zyx is not None:
-        yield "data.spacing_mm_zyx: patches are read at each case's own voxel size for now; set it to null"
+    yield from _augment_misfits(settings.augment)
     if not model.structures or len(set(model.structures)) < len(model.structures):
         yield f"model.structures is {list(model.structures)}; name one structure or more, each once"
     if stray := sorted(set(data.structure_weights) - set(model.structures)):
@@ -245,3 +263,11 @@ def _misfits(settings: Settings) -> Iterator[str]:
     if any(not 0 <= weight < math.inf for weight in data.structure_weights.values()):
         yield f"data.structure_weights is {data.structure_weights}; each must be 0 or more"
     yield from network_misfits(model, data.patch_zyx, data.spacing_mm_zyx)
+
+
+def _augment_misfits(augment: Augment) -> Iterator[str]:
+    low, high = augment.scale
+    if low > high:
+        yield f"augment.scale is {[low, high]}; the smaller one comes first"
+    if set(augment.mirror) - set("zyx") or len(set(augment.mirror)) < len(augment.mirror):
+        yield f"augment.mirror is {augment.mirror!r}; use some of the letters z, y, x, each once"

@@ -32,6 +32,7 @@ from pants_dist.plan import Plan
 from pants_dist.stage import Stage
 from pants_dist.store import Store, open_store
 from pants_dist.tracking import Tracker, mark, read_summary, write_atomically
+from pants_dist.transfer import load_weights, read_weights
 from pants_dist.weights import requests_of, weigh
 
 REQUEUE = 75  # exit code: stopped on request with everything saved; run the same command again (EX_TEMPFAIL)
@@ -47,6 +48,8 @@ def train(settings: Settings, run: Path) -> None:
     module = Segmenter(settings, intensity_of(store, plan.cases), store)
 
     start = resume_step(last_checkpoint(run), plan)
+    if settings.train.init_from and not start:
+        load_weights(settings, module.network, read_weights(settings.train.init_from))
     loader = loader_of(store, plan, settings, rank, ranks, start)
     tracker = Tracker(run, asdict(settings), settings.train.steps, settings.tracking.wandb, writes=rank == 0)
 
@@ -86,8 +89,9 @@ def loader_of(store: Store, plan: Plan, settings: Settings, rank: int, ranks: in
 
 def geometry_of(settings: Settings) -> Geometry:
     """What a patch is."""
-    data = settings.data
-    return Geometry(data.patch_zyx, data.spacing_mm_zyx, max_window_bytes=data.max_window_mb << 20)
+    data, augment = settings.data, settings.augment
+    turns = augment.rotation_degrees, augment.scale, augment.mirror
+    return Geometry(data.patch_zyx, data.spacing_mm_zyx, *turns, data.max_window_mb << 20)
 
 
 def last_checkpoint(run: Path) -> Path:
@@ -189,7 +193,7 @@ def object_store_bytes(settings: Settings) -> int:
     """Room for every micro-batch that may be under way at once, twice over, and at least 128 MiB."""
     data = settings.data
     window = 6 * int(np.prod(data.patch_zyx))  # up to 4 bytes of HU and 2 of code
-    if data.spacing_mm_zyx:
+    if data.spacing_mm_zyx or settings.augment.rotation_degrees or settings.augment.scale[1] > 1:
         window = 2 * data.max_window_mb << 20
     under_way = settings.train.ranks * (settings.loader.ahead + 3) * settings.train.micro_batch * window
     return max(2 * under_way, 128 << 20)

@@ -164,7 +164,9 @@ MISFITS = [
     (["--data.val_fraction", "1"], r"val_fraction is 1\.0; it must be 0 or more and below 1"),
     (["--data.foreground_fraction", "1.1"], r"foreground_fraction is 1\.1; it must be between 0 and 1"),
     (["--seed", "-1"], "seed is -1; it must be 0 or more"),
-    (["--data.spacing_mm_zyx", "[1, 1, 1]"], "set it to null"),
+    (["--augment.scale", "[1.4, 0.7]"], r"augment.scale is \[1\.4, 0\.7\]; the smaller one comes first"),
+    (["--augment.mirror", "zw"], "augment.mirror is 'zw'; use some of the letters"),
+    (["--augment.rotation_degrees", "120"], "it must be between 0 and 90"),
     (["--data.spacing_mm_zyx", "[1, 0, 1]"], r"spacing_mm_zyx is \[1\.0, 0\.0, 1\.0\]; it must be above 0"),
 ]
 
