@@ -9,11 +9,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 ORDER = [  # a module imports only from those that stand after it
-    "__main__", "cli", "demo", "doctor", "submit", "dashboard", "info", "duplicates", "bench", "train", "callbacks", "evaluate",
+    "__main__", "cli", "demo", "doctor", "submit", "dashboard", "info", "freeze", "bench", "train", "callbacks", "evaluate",
     "model", "augment", "results", "report", "phantom", "scanner", "anatomy", "shapes", "conversion", "loader", "cluster",
     "store", "opencase", "casefile", "decode", "native", "shard", "stage", "fetch", "geometry", "plan", "weights", "cohort",
     "pictures", "figures", "comparisons", "gaps", "detection", "roc", "resampling", "stats", "metrics", "surface", "surfels",
-    "progress", "tracking", "cases", "config", "settings", "structures", "disk", "errors",
+    "progress", "tracking", "splits", "duplicates", "cases", "config", "settings", "structures", "disk", "errors",
 ]  # fmt: skip
 OWNERS = {
     "zarr": {"store"},
