@@ -1,4 +1,4 @@
-"""Which hospital a case comes from, and which split it belongs to. Pure functions of the metadata.
+"""Which hospital a case comes from, and PanTS's own split of it. Pure functions of the metadata.
 
 The center rule of PanTS (no center id is released): `site == "1 Site"` names the center in `site detail`; a letter A to J
 is an institute of University Hospital Basel, which is one hospital; `NA` is unknown; anything else names a pool of
@@ -6,7 +6,6 @@ centers. Spellings are folded through the table of aliases in centers.csv.
 """
 
 import csv
-import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -22,19 +21,17 @@ if TYPE_CHECKING:
 
 FIRST_TEST_NUMBER = 9001  # PanTS_00009001 and later are the official test split
 UNKNOWN = "unknown"
-SPLIT_BY = ("center", "center_kind", "official_split")  # the columns that decide a case's split
-SPLITS = ("train", "val_seen", "held_out", "test")
 EMPTY_CELLS = ("", "NA", "nan", "None")
 
 
 def tidy(text: str) -> str:
     """A cell as people mean it: no-break spaces, curly quotes, stray blanks and Excel's _x000D_ put right."""
     text = unicodedata.normalize("NFKC", str(text)).replace("’", "'").replace("_x000D_", " ")
-    return re.sub(r"\s+", " ", text).strip()
+    return " ".join(text.split())
 
 
 @cache
-def _aliases() -> dict[str, str]:
+def aliases() -> dict[str, str]:
     """Spelling of a center in the metadata -> its hospital ("unknown" for a repository that is no hospital)."""
     with resources.files("pants_dist").joinpath("centers.csv").open(encoding="utf-8") as file:
         return {tidy(row["spelling"]).casefold(): row["center"] for row in csv.DictReader(file)}
@@ -42,7 +39,7 @@ def _aliases() -> dict[str, str]:
 
 def hospital(name: str) -> str:
     """The one name under which a center's spellings are counted."""
-    return _aliases().get(tidy(name).casefold(), tidy(name))
+    return aliases().get(tidy(name).casefold(), tidy(name))
 
 
 def center_of(site: str | None, site_detail: str | None) -> tuple[str, str]:
@@ -70,6 +67,19 @@ def pool_members(site_detail: str) -> list[str]:
     return [hospital(part) for part in parts if tidy(part) not in EMPTY_CELLS]
 
 
+def may_contain(site_detail: str, center: str) -> bool:
+    """Whether a pool's `site detail` names the hospital in any spelling, or the beginning of its name.
+
+    "Mayo Clinic" may be "Mayo Clinic Arizona", so a pool that names the one may contain the other.
+    """
+    text, name = tidy(site_detail).casefold(), tidy(center).casefold()
+    spellings = [name, *(spelling for spelling, other in aliases().items() if other == center)]
+    if any(re.search(rf"\b{re.escape(spelling)}\b", text) for spelling in spellings):
+        return True
+    beginnings = [re.escape(member.casefold()) for member in pool_members(site_detail)]
+    return any(re.match(rf"{beginning}\b", name) for beginning in beginnings)
+
+
 def official_split(case: str) -> str:
     """PanTS's own split by case id: "train" to 9000, "test" from 9001, "" for ids of another dataset."""
     number = re.fullmatch(r"PanTS_(\d{8})", case)
@@ -78,37 +88,8 @@ def official_split(case: str) -> str:
     return "test" if int(number[1]) >= FIRST_TEST_NUMBER else "train"
 
 
-def assign_splits(manifest: "pd.DataFrame", held_out_centers: Iterable[str], val_fraction: float) -> "pd.Series":
-    """Split of every case: "train", "val_seen", "held_out", "test" or "" (left out), indexed like `manifest` (SPLIT_BY).
-
-    The official test split stays apart. A held-out center's cases are "held_out"; with any center held out, pools and
-    unknown centers may hide its scans and are left out. Of each seen center a share `val_fraction` (at least one case
-    where there are two) is "val_seen", chosen by a hash of the case id: adding cases does not move the others.
-    Raises UserError for a center that the store does not have.
-    """
-    held = {hospital(center) for center in held_out_centers}
-    known = set(manifest.loc[manifest["center_kind"] == "single", "center"])
-    if absent := sorted(held - known):
-        raise UserError(
-            f"data.held_out_centers: no center {absent[0]!r} among the store's {len(known)} known centers "
-            f"({_listing(known)}); name one of these"
-        )
-    split = manifest["center"].isin(held).map({True: "held_out", False: "train"})
-    if held:
-        split[(manifest["center_kind"] != "single")] = ""
-    split[manifest["official_split"] == "test"] = "test"
-    for _, rows in manifest[split == "train"].groupby("center"):
-        ordered = sorted(rows.index, key=_hash)
-        share = min(max(round(val_fraction * len(ordered)), 1), len(ordered) - 1) if val_fraction > 0 else 0
-        split.loc[ordered[:share]] = "val_seen"
-    return split
-
-
-def _hash(case: str) -> str:
-    return hashlib.sha256(case.encode()).hexdigest()
-
-
-def _listing(names: Iterable[str], most: int = 8) -> str:
+def listing(names: Iterable[str], most: int = 8) -> str:
+    """Names for a message, sorted: the first ones, and how many more there are."""
     ordered = sorted(names)
     return ", ".join(ordered[:most]) + (f" and {len(ordered) - most} more" if len(ordered) > most else "")
 
@@ -131,7 +112,7 @@ def read_metadata(path: Path) -> "pd.DataFrame":
     table = table.rename(columns=tidy).map(tidy)
     if "PanTS ID" not in table:
         raise UserError(
-            f'metadata {path}: no column "PanTS ID" among {_listing(table.columns)}; give the released file'
+            f'metadata {path}: no column "PanTS ID" among {listing(table.columns)}; give the released file'
         )
     if (twice := table["PanTS ID"].duplicated()).any():
         raise UserError(

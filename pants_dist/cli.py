@@ -138,6 +138,21 @@ def bench(given: Given) -> int:
     return ends(0, f"pants-dist train --config {given.config} --data.store", given.store)
 
 
+def split(given: Given) -> int:
+    """Freeze who is trained on and who is held out, as a file that runs can use (data.split_file) and cite."""
+    from pants_dist.freeze import freeze, lines, write_split
+    from pants_dist.splits import COLUMNS
+    from pants_dist.store import open_store
+
+    setattr(given, "data.store", str(given.store))
+    store, settings = open_store(given.store), settings_of(given)
+    content = freeze(store.frame(*COLUMNS), settings.data, store.digest)
+    write_split(given.out, content)
+    print("\n".join(lines(content)))
+    after = "pants-dist train --config debug.yaml --data.store"
+    return ends(0, after, given.store, "--data.split_file", given.out)
+
+
 def train(given: Given) -> int:
     """Train, or go on with a run of the same name; any setting can be given as --section.setting VALUE."""
     from pants_dist.progress import watching
@@ -157,7 +172,7 @@ def train(given: Given) -> int:
 
 
 def settings_of(given: Given) -> "Settings":
-    """The settings of a "train" command line: its file, then what was given by name, wherever that stood."""
+    """The settings of a "train" or "split" command line: its file, then what was given by name, wherever that stood."""
     from pants_dist import config
 
     chosen = vars(given)
@@ -282,6 +297,17 @@ def _add_data_verbs(add: Callable[[Callable[[Given], int]], Parser]) -> None:
     verb = add(info)
     verb.add_argument("store", metavar="STORE", type=Path, help="folder of the store")
     verb.add_argument("--json", action="store_true", help="as JSON")
+    _add_split(add(split))
+
+
+def _add_split(verb: Parser) -> None:
+    from pants_dist.settings import FROZEN
+
+    verb.add_argument("store", metavar="STORE", type=Path, help="folder of the store")
+    verb.add_argument("--out", metavar="FILE", type=Path, required=True, help="the split, as JSON; one that is there stays")
+    verb.add_argument("--config", metavar="FILE", help="settings as YAML, or the name of a shipped file (default: none)")
+    verb.usage = "pants-dist split STORE --out FILE [--config FILE] [--data.setting VALUE ...]"
+    _add_settings(verb, [f"data.{name}" for name in ("clusters", *FROZEN)])
 
 
 def _add_run_verbs(add: Callable[[Callable[[Given], int]], Parser]) -> None:
@@ -307,13 +333,14 @@ def _add_run_verbs(add: Callable[[Callable[[Given], int]], Parser]) -> None:
     )
 
 
-def _add_settings(verb: Parser) -> None:
+def _add_settings(verb: Parser, names: Sequence[str] | None = None) -> None:
+    """An option for each of these settings (default: for every one)."""
     from dataclasses import MISSING
 
     from pants_dist.config import as_yaml, catalog, expected
 
     group = verb.add_argument_group("settings")
-    for setting in catalog().values():
+    for setting in map(catalog().__getitem__, names or catalog()):
         default = "must be set" if setting.default is MISSING else f"default {as_yaml(setting.default)}"
         text = f"{setting.meaning} ({expected(setting.hint)}; {default})".replace("%", "%%")
         group.add_argument(f"--{setting.name}", metavar="VALUE", default=argparse.SUPPRESS, help=text)

@@ -53,12 +53,13 @@ class Given(NamedTuple):
     where: str
 
 
-def load(config: Path | str, overrides: Sequence[str]) -> Settings:
-    """Settings from a YAML file (or the name of a shipped one), then `--section.setting VALUE` in the order given.
+def load(config: Path | str | None, overrides: Sequence[str]) -> Settings:
+    """Settings from a YAML file (or the name of a shipped one, or None: the defaults), then `--section.setting VALUE` in
+    the order given.
 
     Raises UserError for a file that cannot be read, an unknown name (with the nearest valid one) and a wrong type.
     """
-    given = dict(_from_file(_found(config))) | dict(_from_command_line(overrides))
+    given = dict(_from_file(_found(config)) if config else ()) | dict(_from_command_line(overrides))
     values = {name: _typed(catalog()[name], got) for name, got in given.items()}
     for setting in catalog().values():
         if setting.default is MISSING and setting.name not in values:

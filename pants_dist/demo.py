@@ -8,11 +8,11 @@ from rich.console import Console
 
 from conversion.run import convert
 from pants_dist import cluster, config, report
-from pants_dist.cases import SPLIT_BY, assign_splits
 from pants_dist.errors import UserError
 from pants_dist.evaluate import evaluate
 from pants_dist.phantom import make_phantom
 from pants_dist.progress import shown, watching
+from pants_dist.splits import COLUMNS, split_of
 from pants_dist.store import Store, open_store
 from pants_dist.train import launch
 
@@ -93,7 +93,7 @@ def train(console: Console, store: Store, out: Path) -> None:
 
 def held_out_centers(store: Store) -> tuple[str, ...]:
     """A third of the known centers, from those with fewest cases up, so that most cases can be trained on."""
-    table = store.frame(*SPLIT_BY)
+    table = store.frame("center", "center_kind", "official_split")
     known = table[(table["center_kind"] == "single") & (table["official_split"] != "test")]
     counts = known["center"].value_counts()
     ordered = sorted(counts.index, key=lambda center: (counts[center], center))
@@ -103,8 +103,7 @@ def held_out_centers(store: Store) -> tuple[str, ...]:
 def score(console: Console, run: Path, store: Store) -> pd.DataFrame:
     """Rows of all validation cases; of the training cases, and said so, where the data are too few to keep any apart."""
     settings = config.load(run / "config.yaml", [])
-    splits = assign_splits(store.frame(*SPLIT_BY), settings.data.held_out_centers, settings.data.val_fraction)
-    apart = splits.isin(["val_seen", "held_out"]).any()
+    apart = {"val_seen", "held_out"} & set(split_of(store.frame(*COLUMNS), settings.data).counts())
     what = "every validation case" if apart else "the training cases: too few to keep any apart, so this shows memorisation"
     console.print(f"[bold]4/4[/] evaluate {what}")
     with shown("evaluate") as tell:

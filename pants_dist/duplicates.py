@@ -54,12 +54,45 @@ def fingerprint(fields: Mapping[str, Any], known: bool = False) -> str | None:
 
 def fingerprint_of(row: Mapping[str, Any], known: bool = False) -> str | None:
     """The same of a manifest row: by its metadata, or by its own shape, spacing, center, sex and age without PanTS's."""
+    return fingerprint(_fields(row)[0], known)
+
+
+def _fields(row: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+    """The fields that make a manifest row's fingerprint, and whether they are PanTS's own."""
     metadata = json.loads(row["metadata"])
-    if not set(FINGERPRINT) <= set(metadata):
-        spacing = [round(mm, 3) for mm in row["spacing_mm_zyx"]]
-        cells = row["source_shape_ijk"], spacing, row["dataset"], row["center"], row["sex"], row["age"]
-        metadata = dict(zip(FINGERPRINT, map(str, cells), strict=True))
-    return fingerprint(metadata, known)
+    if set(FINGERPRINT) <= set(metadata):
+        return metadata, True
+    spacing = [round(mm, 3) for mm in row["spacing_mm_zyx"]]
+    cells = row["source_shape_ijk"], spacing, row["dataset"], row["center"], row["sex"], row["age"]
+    return dict(zip(FINGERPRINT, map(str, cells), strict=True)), False
+
+
+def _voxels_of(row: Mapping[str, Any]) -> tuple[int, ...]:
+    """What scans of equal voxels have in common."""
+    return (*row["shape_zyx"], row["image_bytes"], row["image_crc32"])
+
+
+def patients(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Case -> the first case of its suspected patient, by id; itself for most. Of manifest rows.
+
+    One patient: scans of equal voxels, or of equal fingerprint, and whatever these chain together. Shape and spacing
+    alone are no sign of it: without PanTS's metadata sex and age must be known.
+    """
+    first = {row["case"]: row["case"] for row in rows}
+
+    def root(case: str) -> str:
+        while first[case] != case:
+            case = first[case]
+        return case
+
+    neither = dict.fromkeys(first, "")
+    described = {row["case"]: _fields(row) for row in rows}
+    prints = {case: fingerprint(fields, known=not released) for case, (fields, released) in described.items()}
+    voxels = {row["case"]: _voxels_of(row) for row in rows}
+    for group in (*clusters(prints, neither).groups, *clusters(voxels, neither).groups):
+        roots = sorted({root(case) for case in group})
+        first |= dict.fromkeys(roots, roots[0])
+    return {case: root(case) for case in first}
 
 
 def alike(found: Clusters, histograms: Mapping[str, Sequence[float]], splits: Mapping[str, str]) -> Clusters:
@@ -85,7 +118,7 @@ def _distance(one: Sequence[float], other: Sequence[float]) -> float:
 def suspects(rows: Sequence[Mapping[str, Any]]) -> dict[str, Clusters]:
     """Every kind of cluster among manifest rows, by its name in words."""
     splits = {row["case"]: row["official_split"] for row in rows}
-    voxels = {row["case"]: (*row["shape_zyx"], row["image_bytes"], row["image_crc32"]) for row in rows}
+    voxels = {row["case"]: _voxels_of(row) for row in rows}
     histograms = {row["case"]: json.loads(row["audit"] or "{}").get("histogram", ()) for row in rows}
     six = clusters({row["case"]: fingerprint_of(row) for row in rows}, splits)
     return {

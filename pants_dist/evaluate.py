@@ -18,13 +18,13 @@ from monai.inferers import sliding_window_inference
 from pants_dist import __version__, config, report
 from pants_dist.augment import resampled
 from pants_dist.casefile import AIR_HU, file_digest
-from pants_dist.cases import SPLIT_BY, SPLITS, assign_splits
 from pants_dist.config import Settings
 from pants_dist.disk import replacing
 from pants_dist.errors import UserError
 from pants_dist.metrics import score_case
 from pants_dist.model import Intensity, Segmenter
 from pants_dist.pictures import draw_case
+from pants_dist.splits import COLUMNS, SPLITS, read_split, split_of
 from pants_dist.store import Store, open_store
 from pants_dist.structures import LESION, PANCREAS
 from pants_dist.transfer import AVERAGE
@@ -116,7 +116,7 @@ def score_cases(store: Store, model: Segmenter, settings: Settings, cases: Itera
 
 def splits_and_seen(store: Store, settings: Settings) -> tuple[pd.Series, pd.Series]:
     """Split of every case, and whether its center is among those trained on; both indexed by case."""
-    splits = assign_splits(store.frame(*SPLIT_BY), settings.data.held_out_centers, settings.data.val_fraction)
+    splits = split_of(store.frame(*COLUMNS), settings.data).by_case
     centers = store.frame("center")["center"]
     return splits, centers.isin(set(centers[splits == "train"]))
 
@@ -294,8 +294,11 @@ def keep_picture(folder: Path, scored: Scored, others: list[dict[str, Any]]) -> 
 
 def facts_of(settings: Settings, checkpoint: str) -> dict[str, str]:
     """What the head of a report says of how its rows came about."""
+    path = settings.data.split_file
+    frozen = {"Frozen split": f"{Path(path).name}, digest {read_split(Path(path))['digest'][:12]}"} if path else {}
     return {
         "Store": Path(settings.data.store).name,
+        **frozen,
         "Checkpoint": checkpoint,
         "Network": f"{settings.model.name}, patch {' x '.join(map(str, settings.data.patch_zyx))}",
         "Code": f"pants-dist {__version__}",

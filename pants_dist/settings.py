@@ -26,6 +26,22 @@ class Data:
     """voxel size that patches are resampled to, in mm; null: each case's own"""
     held_out_centers: tuple[str, ...] = ()
     """centers kept out of training altogether, scored as "held_out\""""
+    held_out_fraction: float | None = None
+    """share of the hospitals to hold out instead of named ones, drawn from hospitals with few, many and no tumors alike"""
+    leave_one_center_out: int | None = None
+    """number of the one hospital to hold out instead, from 0, in the order of their names"""
+    pools: Literal["exclude", "keep"] = "exclude"
+    """scans of pools of hospitals, where centers are held out; keep: all but pools that name a held-out hospital"""
+    unknown: Literal["exclude", "keep"] = "exclude"
+    """scans of unknown centers, where centers are held out"""
+    clusters: Literal["refuse", "drop"] = "refuse"
+    """training scans that look like a patient's of the held-out or the official test scans: refuse to go on, or drop them"""
+    subset: int | None = None
+    """train on a random subset of so many cases, stratified by tumor; larger ones contain smaller ones; null: on all"""
+    split_file: str | None = None
+    """split frozen by "pants-dist split", in place of all other settings of the split"""
+    absent: Literal["refuse", "drop"] = "refuse"
+    """cases of split_file that the store lacks: refuse to go on, or go on without them"""
     val_fraction: float = 0.2
     """share of each seen center's cases kept out of training, scored as "val_seen" (at least one case of two)"""
     foreground_fraction: float = 0.7
@@ -48,6 +64,11 @@ class Data:
     """folder on the node's own disk to which cases are copied as they are first read; null: none"""
     stage_gb: float = 100.0
     """how much of that disk the copies may take; the other cases are read from the store"""
+
+
+FROZEN = (  # what of Data a frozen split fixes
+    "held_out_centers", "held_out_fraction", "leave_one_center_out", "pools", "unknown", "subset", "val_fraction",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,14 +238,15 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     ("1 or more", lambda value: value >= 1, (
         "train.steps", "train.ranks", "train.batch", "train.micro_batch", "train.log_every", "loader.readers",
         "loader.ahead", "data.max_window_mb", "validation.every", "validation.cases", "model.channels", "model.expansion",
-        "data.patch_zyx",
+        "data.patch_zyx", "data.subset",
     )),
     ("above 0", lambda value: 0 < value < math.inf, (
         "optim.lr", "optim.clip_norm", "train.checkpoint_minutes", "data.spacing_mm_zyx", "data.stage_gb",
     )),
     ("0 or more", lambda value: 0 <= value < math.inf, (
-        "seed", "optim.weight_decay", "optim.warmup_steps", "model.blocks",
+        "seed", "optim.weight_decay", "optim.warmup_steps", "model.blocks", "data.leave_one_center_out",
     )),
+    ("above 0 and below 1", lambda value: 0 < value < 1, ("data.held_out_fraction",)),
     ("0 or more and below 1", lambda value: 0 <= value < 1, (
         "data.val_fraction", "validation.overlap", "optim.momentum", "optim.ema",
     )),
@@ -255,6 +277,8 @@ def _misfits(settings: Settings) -> Iterator[str]:
     if train.batch % train.ranks:
         fits = " or ".join(str(size) for size in multiples_near(train.batch, train.ranks))
         yield f"train.batch is {train.batch}, which {train.ranks} ranks (train.ranks) cannot share evenly; use {fits}"
+    if len(ways := _held_out_by(data)) > 1:
+        yield f"data.{ways[0]} and data.{ways[1]} both say which centers are held out; keep one of them"
     yield from _augment_misfits(settings.augment)
     if not model.structures or len(set(model.structures)) < len(model.structures):
         yield f"model.structures is {list(model.structures)}; name one structure or more, each once"
@@ -263,6 +287,11 @@ def _misfits(settings: Settings) -> Iterator[str]:
     if any(not 0 <= weight < math.inf for weight in data.structure_weights.values()):
         yield f"data.structure_weights is {data.structure_weights}; each must be 0 or more"
     yield from network_misfits(model, data.patch_zyx, data.spacing_mm_zyx)
+
+
+def _held_out_by(data: Data) -> list[str]:
+    ways = ("held_out_centers", "held_out_fraction", "leave_one_center_out")
+    return [name for name in ways if getattr(data, name) not in ((), None)]
 
 
 def _augment_misfits(augment: Augment) -> Iterator[str]:

@@ -20,7 +20,6 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from pants_dist import __version__, cluster, config
 from pants_dist.callbacks import STOP_REQUEST, Checkpoints, Logging, Stopping, Validation
-from pants_dist.cases import SPLIT_BY, assign_splits
 from pants_dist.config import Data, Settings
 from pants_dist.disk import replacing
 from pants_dist.errors import UserError
@@ -29,6 +28,7 @@ from pants_dist.geometry import Geometry
 from pants_dist.loader import Loader, Reader, make_source
 from pants_dist.model import Intensity, Segmenter
 from pants_dist.plan import Plan
+from pants_dist.splits import COLUMNS, split_of
 from pants_dist.stage import Stage
 from pants_dist.store import Store, open_store
 from pants_dist.tracking import Tracker, mark, read_summary, write_atomically
@@ -102,7 +102,7 @@ def last_checkpoint(run: Path) -> Path:
 def plan_of(store: Store, settings: Settings) -> Plan:
     """The plan of a run: training cases of the split, and what a patch of each may be centred on."""
     data = settings.data
-    splits = assign_splits(store.frame(*SPLIT_BY), data.held_out_centers, data.val_fraction)
+    splits = split_of(store.frame(*COLUMNS), data).by_case
     cases = tuple(case for case in store.cases if splits[case] == "train")
     rows = store.frame("center", "voxels", *data.shares).loc[list(cases)]
     rows["voxels"] = rows["voxels"].map(json.loads)
@@ -164,14 +164,15 @@ def launch(settings: Settings, name: str) -> int:
     """
     config.check(settings)
     store = open_store(settings.data.store)
-    settings = replace(settings, data=replace(settings.data, store=str(store.path.resolve())))  # found from any folder
+    settings = replace(settings, data=_found_from_anywhere(settings.data, store))
     plan = plan_of(store, settings)
     if settings.validation.every and not validation_cases(store, settings):
         raise UserError(
             f"validation.every is {settings.validation.every}, but no case is kept for validation; set it to null, raise "
             "data.val_fraction, or hold a center out (data.held_out_centers)"
         )
-    run = prepare_run(settings, name, store.digest)
+    about = f"store digest {store.digest}; split: {split_of(store.frame(*COLUMNS), settings.data).in_words()}"
+    run = prepare_run(settings, name, about)
     if resume_step(last_checkpoint(run), plan) >= settings.train.steps:
         return 0
     ranks = settings.train.ranks
@@ -199,8 +200,17 @@ def object_store_bytes(settings: Settings) -> int:
     return max(2 * under_way, 128 << 20)
 
 
-def prepare_run(settings: Settings, name: str, store_digest: str) -> Path:
-    """The run folder with its config.yaml. In a folder that exists, only `train.steps` may differ, and only grow."""
+def _found_from_anywhere(data: Data, store: Store) -> Data:
+    """The same with absolute paths: ranks and later evaluations may stand in other folders."""
+    split_file = data.split_file and str(Path(data.split_file).resolve())
+    return replace(data, store=str(store.path.resolve()), split_file=split_file)
+
+
+def prepare_run(settings: Settings, name: str, about: str) -> Path:
+    """The run folder with its config.yaml, which begins with `about`, a line on what the run is trained on.
+
+    In a folder that exists, only `train.steps` may differ, and only grow.
+    """
     run = Path(settings.runs) / name
     path = run / "config.yaml"
     if path.is_file():
@@ -216,7 +226,7 @@ def prepare_run(settings: Settings, name: str, store_digest: str) -> Path:
                 f"run {run}: {key} was {old} and is now {new}; use the same settings, or another --run-name"
             )
     run.mkdir(parents=True, exist_ok=True)
-    header = f"# pants-dist {__version__}, store digest {store_digest}\n"
+    header = f"# pants-dist {__version__}, {about}\n"
     header += f"# start again: pants-dist train --config {path} --run-name {name}\n"
     write_atomically(path, header + config.dump(settings))
     return run

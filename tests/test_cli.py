@@ -81,6 +81,8 @@ BAD = [
     (["convert", "nowhere", "y"], "source nowhere: no such folder"),
     (["phantom", "x", "--cases", "many"], "argument --cases: invalid int value: 'many'"),
     (["info", "nowhere"], "store nowhere: no such folder"),
+    (["split", "nowhere", "--out", "x.json"], "store nowhere: no such folder"),
+    (["split", "nowhere"], "the following arguments are required: --out"),
     (["verify", "nowhere"], "store nowhere: no such folder"),
     (["export", "nowhere", "case", "out"], "store nowhere: no such folder"),
     (["evaluate", "nowhere"], "run nowhere: no config.yaml there"),
