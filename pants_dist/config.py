@@ -178,13 +178,13 @@ def expected(hint: Any) -> str:
         return "names with numbers, like " + ("{phase: {Arterial: 0.5}}" if nested else "{pancreatic_lesion: 3}")
     if get_origin(hint) is tuple:
         kind, *others = get_args(hint)
-        example = {int: "[32, 64, 64]", float: "[2.0, 1.0, 1.0]"}.get(kind, "[one, two]")
+        example = {int: "[32, 64, 64]", float: "[2.0, 1.0, 1.0]" if len(others) == 2 else "[0.7, 1.4]"}.get(kind, "[one, two]")
         count = "a list of" if Ellipsis in others else len(others) + 1
         return f"{count} {_PLURAL[kind]}, like {example}"
     return _SINGULAR[hint]
 
 
-_SINGULAR = {int: "a whole number", float: "a number", str: "text"}
+_SINGULAR = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 _PLURAL = {int: "whole numbers", float: "numbers", str: "names"}
 
 

@@ -88,9 +88,9 @@ def test_logits_come_back_to_the_grid_of_the_scan(store: Store, spacing: str) ->
 
 def test_every_network_learns_at_all_its_resolutions(store: Store) -> None:
     """The loss of a network with deep supervision reaches every weight, coarse heads included."""
-    wanted = settings("--model.name=dynunet", "--model.channels=[4, 8, 8]", "--data.patch_zyx=[16, 16, 32]")
+    wanted = settings("--model.name=dynunet", "--model.channels=[4, 8, 8]", "--data.patch_zyx=[32, 32, 32]")
     module = Segmenter(wanted, INTENSITY, store)
-    assert len(module.network(torch.zeros(1, 1, 16, 16, 32))) == 2
+    assert len(module.network(torch.zeros(1, 1, 32, 32, 32))) == 2
     module.loss(micro_of(store, wanted)).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in module.network.parameters() if p.ndim > 1)
 
