@@ -88,7 +88,7 @@ def test_logits_come_back_to_the_grid_of_the_scan(store: Store, spacing: str) ->
 
 def test_every_network_learns_at_all_its_resolutions(store: Store) -> None:
     """The loss of a network with deep supervision reaches every weight, coarse heads included."""
-    wanted = settings("--model.name=dynunet", "--model.channels=[4, 8, 8]", "--data.patch_zyx=[32, 32, 32]")
+    wanted = settings("--model.name=dynunet", "--model.channels=[4, 8, 8, 8]", "--data.patch_zyx=[32, 32, 32]")
     module = Segmenter(wanted, INTENSITY, store)
     assert len(module.network(torch.zeros(1, 1, 32, 32, 32))) == 2
     module.loss(micro_of(store, wanted)).backward()
