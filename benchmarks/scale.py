@@ -1,11 +1,12 @@
 """What a catalog of all 36,390 volumes costs beside a small one: start-up, each patch, memory.
 
-    python benchmarks/scale.py STORE [--patches 200]
+    python benchmarks/scale.py STORE [--patches 200] [--ray-nodes 1]
 
 STORE has some full-size cases. Its files are hard-linked, and its manifest rows repeated, to catalogs of 36, 3,639 and
 36,390 cases beside it, which are removed again. Each catalog is opened and planned in a fresh process; patches of
 96 x 96 x 96 voxels, image and codes, are then read in plan order by all processes in turn, so that the machine's other
-work falls on all alike.
+work falls on all alike. With --ray-nodes the same patches come through Ray's reading actors, one a node, on a cluster of so
+many nodes on this machine (ray.cluster_utils.Cluster).
 """
 
 import argparse
@@ -18,14 +19,15 @@ import time
 from pathlib import Path
 from statistics import median
 
-from pants_dist import config
+from pants_dist import cluster, config
 from pants_dist.geometry import Geometry
-from pants_dist.loader import Reader
+from pants_dist.loader import Reader, make_source
 from pants_dist.store import open_store, write_manifest
 from pants_dist.train import plan_of
 
 SIZES = (36, 3_639, 36_390)
 ROUNDS = 5
+WITHOUT_VALIDATION = ["--data.val_fraction=0"]
 PATCH = Geometry((96, 96, 96))
 
 
@@ -53,7 +55,7 @@ def serve(folder: str) -> None:
     begun = time.perf_counter()
     store = open_store(folder)
     opened = time.perf_counter()
-    plan = plan_of(store, config.load("baseline", [f"--data.store={folder}", "--data.val_fraction=0"]))
+    plan = plan_of(store, config.load("baseline", [f"--data.store={folder}", *WITHOUT_VALIDATION]))
     digest = plan.digest
     planned = time.perf_counter()
     print(json.dumps([opened - begun, planned - opened, resident_bytes() - before, digest]), flush=True)
@@ -68,18 +70,55 @@ def serve(folder: str) -> None:
         print(json.dumps([(drawn - begun) / int(line), (time.perf_counter() - drawn) / int(line)]), flush=True)
 
 
+def through_ray(catalogs: dict[int, Path], nodes: int, patches: int) -> dict[int, float]:
+    """Seconds a patch by catalog, the median of ROUNDS turns, read by an actor a node."""
+    os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 1, "resources": {cluster.READER_SLOT: len(catalogs)}, "object_store_memory": 512 << 20}
+    machines = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    try:
+        for _ in range(nodes - 1):
+            machines.add_node(**node)
+        os.environ["RAY_ADDRESS"] = machines.address
+        plans, sources = {}, {}
+        for size, folder in catalogs.items():
+            store = open_store(folder)
+            plans[size] = plan_of(store, config.load("baseline", [f"--data.store={folder}", *WITHOUT_VALIDATION]))
+            sources[size] = make_source("ray", Reader(store, PATCH), nodes, 4 * nodes)
+        seconds: dict[int, list[float]] = {size: [] for size in catalogs}
+        for turn in range(ROUNDS + 1):
+            for size, source in sources.items():
+                samples = [plans[size].sample(turn * patches + n) for n in range(patches)]
+                begun = time.perf_counter()
+                for _ in source.stream(iter([[sample] for sample in samples])):
+                    pass
+                if turn:
+                    seconds[size].append((time.perf_counter() - begun) / patches)
+        return {size: median(found) for size, found in seconds.items()}
+    finally:
+        machines.shutdown()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("store", type=Path)
     parser.add_argument("--patches", type=int, default=200)
+    parser.add_argument("--ray-nodes", type=int, help="read through Ray on a cluster of so many nodes")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.serve:
         return serve(str(given.store))
     with tempfile.TemporaryDirectory(dir=given.store.absolute().parent) as folder:
+        catalogs = {size: catalog(given.store, Path(folder) / str(size), size) for size in SIZES}
+        if given.ray_nodes:
+            found = through_ray(catalogs, given.ray_nodes, given.patches)
+            costs_ms = ", ".join(f"{size:,} cases {seconds * 1e3:.2f} ms" for size, seconds in found.items())
+            print(f"{given.ray_nodes} Ray nodes, a patch: {costs_ms}")
+            return
         processes = {}
         for size in SIZES:
-            command = [sys.executable, __file__, str(catalog(given.store, Path(folder) / str(size), size)), "--serve"]
+            command = [sys.executable, __file__, str(catalogs[size]), "--serve"]
             processes[size] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         started = {size: json.loads(process.stdout.readline()) for size, process in processes.items()}
         costs: dict[int, list[list[float]]] = {size: [] for size in SIZES}

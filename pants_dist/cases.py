@@ -9,7 +9,7 @@ import csv
 import re
 import unicodedata
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +24,7 @@ UNKNOWN = "unknown"
 EMPTY_CELLS = ("", "NA", "nan", "None")
 
 
+@lru_cache(maxsize=1 << 16)
 def tidy(text: str) -> str:
     """A cell as people mean it: no-break spaces, curly quotes, stray blanks and Excel's _x000D_ put right."""
     text = unicodedata.normalize("NFKC", str(text)).replace("’", "'").replace("_x000D_", " ")

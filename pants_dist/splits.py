@@ -100,8 +100,9 @@ def hospitals(frame: pd.DataFrame) -> list[str]:
 
 def patients_of(frame: pd.DataFrame) -> dict[str, str]:
     """Case -> the first case of its suspected patient (duplicates.patients)."""
-    names = ("case", *frame.columns)
-    return patients([dict(zip(names, cells, strict=True)) for cells in frame.itertuples(name=None)])
+    columns = [frame[name].to_numpy(object) for name in COLUMNS]  # cells one by one would take longer than all the rest
+    names = ("case", *COLUMNS)
+    return patients([dict(zip(names, cells, strict=True)) for cells in zip(frame.index, *columns, strict=True)])
 
 
 def lesions(frame: pd.DataFrame) -> pd.Series:
@@ -224,9 +225,11 @@ def _leaks(split: pd.Series, patient: Mapping[str, str], data: Data) -> pd.Index
 def _validation(frame: pd.DataFrame, split: pd.Series, patient: Mapping[str, str], fraction: float) -> list[str]:
     """The cases of seen centers to keep out of training: of each center the first patients by hash, wherever scanned."""
     training, chosen = frame[split == "train"], set[str]()
+    if fraction <= 0:
+        return []
     for _, rows in training.groupby("center"):
         ordered = sorted(rows.index, key=lambda case: (_hash(patient[case]), case))
-        share = min(max(round(fraction * len(ordered)), 1), len(ordered) - 1) if fraction > 0 else 0
+        share = min(max(round(fraction * len(ordered)), 1), len(ordered) - 1)
         owners = [patient[case] for case in ordered]
         chosen |= set(owners[: _whole(owners, share)])
     return [case for case in training.index if patient[case] in chosen]

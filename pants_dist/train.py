@@ -1,7 +1,7 @@
 """The main path. `launch` prepares a run folder and starts Ray and torchrun; `train` is what each rank then does."""
 
 import contextlib
-import json
+import itertools
 import logging
 import os
 import signal
@@ -31,6 +31,7 @@ from pants_dist.plan import Plan
 from pants_dist.splits import COLUMNS, split_of
 from pants_dist.stage import Stage
 from pants_dist.store import Store, open_store
+from pants_dist.structures import LESION
 from pants_dist.tracking import Tracker, mark, read_summary, write_atomically
 from pants_dist.transfer import load_weights, read_weights
 from pants_dist.weights import requests_of, weigh
@@ -103,20 +104,17 @@ def plan_of(store: Store, settings: Settings) -> Plan:
     """The plan of a run: training cases of the split, and what a patch of each may be centred on."""
     data = settings.data
     splits = split_of(store.frame(*COLUMNS), data).by_case
-    cases = tuple(case for case in store.cases if splits[case] == "train")
-    rows = store.frame("center", "voxels", *data.shares).loc[list(cases)]
-    rows["voxels"] = rows["voxels"].map(json.loads)
-    present = {case: present_in(voxels, settings.model.structures) for case, voxels in rows["voxels"].items()}
+    cases = tuple(splits.index[splits == "train"].tolist())
+    rows = store.frame("center", *data.shares).loc[list(cases)]
+    rows["lesion"] = store.holding(LESION)[LESION]
+    names = settings.model.structures
+    has = store.holding(*names).loc[list(cases)].to_numpy().tolist()
+    present = {case: tuple(itertools.compress(names, row)) for case, row in zip(cases, has, strict=True)}
     requests = requests_of(rows, data)
     weights = tuple(weigh(requests, len(cases)).tolist()) if requests else ()
     return Plan(
         settings.seed, settings.train.batch, cases, present, data.foreground_fraction, data.structure_weights, weights
     )  # fmt: skip
-
-
-def present_in(voxels: dict[str, int], structures: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of `structures` that have at least one voxel."""
-    return tuple(name for name in structures if voxels.get(name, 0) > 0)
 
 
 def intensity_of(store: Store, cases: tuple[str, ...]) -> Intensity:

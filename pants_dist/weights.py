@@ -14,7 +14,6 @@ import numpy as np
 
 from pants_dist.errors import UserError
 from pants_dist.settings import Data
-from pants_dist.structures import LESION
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,11 +37,11 @@ class Request:
 def requests_of(table: "pd.DataFrame", data: Data) -> list[Request]:
     """What the settings ask for; nothing where cases are drawn as they come.
 
-    `table` has a row a case, with center, voxels (structure -> count) and the columns that `data.shares` names.
+    `table` has a row a case, with center, lesion (whether it has one) and the columns that `data.shares` names.
     """
     requests = []
     if data.lesion_fraction is not None:
-        groups = ["lesion" if voxels.get(LESION) else "none" for voxels in table["voxels"]]
+        groups = ["lesion" if lesion else "none" for lesion in table["lesion"]]
         wanted = {"lesion": data.lesion_fraction, "none": 1 - data.lesion_fraction}
         shares = {group: share for group, share in wanted.items() if share or group in groups}
         requests.append(Request("data.lesion_fraction", groups, shares))

@@ -55,7 +55,7 @@ def test_what_cannot_be_met_says_so(requests: list[Request], says: str) -> None:
 
 
 def test_a_lesion_share_without_lesions_is_refused() -> None:
-    table = pd.DataFrame({"voxels": [{}] * 4, "center": list("AABB")})
+    table = pd.DataFrame({"lesion": [False] * 4, "center": list("AABB")})
     with pytest.raises(UserError, match="data.lesion_fraction: no training case has 'lesion'"):
         weigh(requests_of(table, Data(store="s", lesion_fraction=0.5)), 4)
     assert requests_of(table, Data(store="s")) == []
