@@ -4,6 +4,8 @@ import itertools
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -177,6 +179,44 @@ def test_ranks_divide_a_step(store: Store) -> None:
     halves = [loader(store, "local", stop=2, rank=rank, ranks=2) for rank in (0, 1)]
     shared = [part.sample for half in halves for item in half for micro in item for part in micro.parts]
     assert sorted(shared, key=lambda s: s.index) == alone and len(shared) == len(alone)
+
+
+STEPS = """
+import hashlib, sys
+from pants_dist.geometry import Geometry
+from pants_dist.loader import Loader, Reader, make_source
+from pants_dist.plan import Plan
+from pants_dist.store import open_store
+
+if __name__ == "__main__":
+    store, start, ranks = open_store(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    plan = Plan(0, 8, tuple(store.cases), {case: tuple(store.foreground(case)) for case in store.cases}, 0.7)
+    reader = Reader(store, Geometry((16, 24, 20)))
+    items = [iter(Loader(plan, make_source("local", reader, 1, 4), rank, ranks, start, 100, 2)) for rank in range(ranks)]
+    for item in zip(*items):
+        parts = sorted((part for micros in item for micro in micros for part in micro.parts), key=lambda p: p.sample.index)
+        told = repr([(part.sample.case, part.window.corner_zyx, part.sample.augment_seed) for part in parts])
+        print(hashlib.sha256(told.encode()).hexdigest(), flush=True)
+"""
+
+
+@pytest.mark.timeout(180)
+def test_a_hundred_steps_are_fifty_a_kill_and_fifty_more(store: Store, tmp_path: Path) -> None:
+    """Killed at step 50 on one rank and gone on with on two: by hash of case, corner and seed the same hundred steps."""
+    (tmp_path / "steps.py").write_text(STEPS)
+    command = [sys.executable, str(tmp_path / "steps.py"), str(store.path)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    with subprocess.Popen([*command, "0", "1"], stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout
+        before = [process.stdout.readline().strip() for _ in range(50)]
+        process.kill()
+    after = subprocess.run([*command, "50", "2"], stdout=subprocess.PIPE, text=True, env=environment, check=True).stdout.split()
+    plan, reader = Plan(0, 8, tuple(store.cases), plan_for(store).present, 0.7), Reader(store, PATCH)
+    told = [
+        [(p.sample.case, p.window.corner_zyx, p.sample.augment_seed) for p in reader.read(plan.step_samples(step, 0, 1)).parts]
+        for step in range(100)
+    ]
+    assert before + after == [hashlib.sha256(repr(parts).encode()).hexdigest() for parts in told]
 
 
 def test_too_little_shared_memory_is_refused(tmp_path: Path) -> None:
