@@ -48,7 +48,8 @@ def test_dice_is_that_of_the_masks(run: Path) -> None:
     row = pd.read_parquet(run / "evaluation" / "held_out" / "cases.parquet").iloc[0]
     image, codes = store.read_patch(row["case"], (0, 0, 0), store.shape_zyx(row["case"]))
     with torch.no_grad():
-        predicted = (predict(load_model(checkpoint, settings, store)[0], image, settings)[0] > 0).numpy()
+        model, _ = load_model(checkpoint, settings, store)
+        predicted = (predict(model, image, settings, store.spacing_mm_zyx(row["case"]))[0] > 0).numpy()
     liver = codes == 1
     assert row["dsc/liver"] == pytest.approx(2 * (predicted & liver).sum() / (predicted.sum() + liver.sum()))
 
@@ -104,7 +105,6 @@ def test_windows_cover_cases_smaller_than_a_patch(run: Path) -> None:
     """A case shorter than the patch is predicted on its own grid."""
     settings, checkpoint = open_run(run)
     with torch.no_grad():
-        logits = predict(
-            load_model(checkpoint, settings, open_store(settings.data.store))[0], np.zeros((5, 40, 20), np.int16), settings
-        )
+        model, _ = load_model(checkpoint, settings, open_store(settings.data.store))
+        logits = predict(model, np.zeros((5, 40, 20), np.int16), settings, (1.0, 1.0, 1.0))
     assert logits.shape == (3, 5, 40, 20)
