@@ -194,7 +194,7 @@ def object_store_bytes(settings: Settings) -> int:
     window = 6 * int(np.prod(data.patch_zyx))  # up to 4 bytes of HU and 2 of code
     if data.spacing_mm_zyx or settings.augment.rotation_degrees or settings.augment.scale[1] > 1:
         window = 2 * data.max_window_mb << 20
-    under_way = settings.train.ranks * (settings.loader.ahead + 3) * settings.train.micro_batch * window
+    under_way = settings.train.ranks * (settings.loader.ahead + 4) * settings.train.micro_batch * window
     return max(2 * under_way, 128 << 20)
 
 

@@ -282,7 +282,7 @@ def test_memory_is_bounded_and_a_pause_is_used(large_store: Store, ray_cluster) 
     import ray
 
     a_step, ahead = 2 * 3 * 96**3, 4
-    for number, (source, _) in enumerate(watched(large_store, ahead, (ahead + 3) * a_step + (1 << 20), 60)):
+    for number, (source, _) in enumerate(watched(large_store, ahead, (ahead + 4) * a_step + (1 << 20), 60)):
         if number % 5 == 4:
             time.sleep(1)  # a validation, during which nothing is taken; then the loader's own thread rests, too
             owed = list(set().union(*source._busy))
@@ -297,7 +297,7 @@ def test_memory_stays_bounded_for_long(large_store: Store, ray_cluster) -> None:
     """Ten minutes, or PANTS_DIST_SOAK_MINUTES of them, at full speed: never more in the object store, nothing spilled."""
     minutes = float(os.environ.get("PANTS_DIST_SOAK_MINUTES", "10"))
     a_step, ahead, steps, most = 2 * 3 * 96**3, 4, 0, 0
-    for _, used in watched(large_store, ahead, (ahead + 3) * a_step + (1 << 20), 60 * minutes):
+    for _, used in watched(large_store, ahead, (ahead + 4) * a_step + (1 << 20), 60 * minutes):
         steps, most = steps + 1, max(most, used)
         time.sleep(float(os.environ.get("PANTS_DIST_SOAK_STEP_S", "0")))
     print(f"{minutes:g} minutes, {steps:,} steps of 2 patches of 96^3, at most {most / 1e6:.0f} MB in the object store")
