@@ -34,7 +34,7 @@ def freeze(frame: pd.DataFrame, data: Data, store_digest: str) -> dict[str, Any]
         "held_out": list(splits.held_out),
         "folds": hospitals(frame),
         "centers": center_table(frame, splits),
-        "aliases": aliases(),
+        "aliases": dict(aliases()),
         "splits": {split: _ids(splits.by_case, split) for split in SPLITS},
         "left_out": {reason: _ids(splits.reasons, reason) for reason in splits.left_out()},
         "clusters": _clusters(frame),
