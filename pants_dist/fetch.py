@@ -6,6 +6,7 @@ truncated file into SIGBUS: there the ranges are read, several at once when they
 
 import mmap
 import os
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -19,10 +20,11 @@ LOCAL = frozenset(("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs
 PAGE = mmap.ALLOCATIONGRANULARITY
 THREADS = 16  # reads under way at once for one patch
 CACHED_S = 0.3e-3  # a read that took less came from memory: threads would only slow down the next
+_own = threading.local()
 
 
 class Fetch(Protocol):
-    """Gets bytes of one open file."""
+    """Gets bytes of one open file. They are good until this thread asks for others."""
 
     def get(self, starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(bytes as uint8, where in them each range [start, stop) of the file begins). Raises OSError, EOFError."""
@@ -57,8 +59,10 @@ class Read:
         os.close(self.descriptor)
 
     def get(self, starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
+            os.posix_fadvise(self.descriptor, start, stop - start, os.POSIX_FADV_WILLNEED)
         begins = np.concatenate([[0], np.cumsum(stops - starts)])
-        data = np.empty(int(begins[-1]), np.uint8)
+        data = _buffer(int(begins[-1]))
         view = data.data
         jobs = [(start, view[a:b]) for start, a, b in zip(starts.tolist(), begins[:-1], begins[1:], strict=True)]
         for number, job in enumerate(jobs):
@@ -76,6 +80,13 @@ class Read:
             if count == 0:
                 raise EOFError
             start, target = start + count, target[count:]
+
+
+def _buffer(size: int) -> np.ndarray:
+    """Memory of this thread for `size` bytes, the same each time: fresh memory costs as much as filling it."""
+    if len(getattr(_own, "buffer", b"")) < size:
+        _own.buffer = np.empty(size, np.uint8)
+    return _own.buffer[:size]
 
 
 @cache
