@@ -16,6 +16,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -129,7 +130,7 @@ def rate(name: str, given: argparse.Namespace, folder: Path, ranks: int, loads: 
             subprocess.Popen(
                 [*command, "--consume", name, "--rank", str(rank), "--ranks", str(ranks)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-                env=os.environ | environment,
+                env=os.environ | environment, start_new_session=True,
             )  # fmt: skip
             for rank in range(ranks)
         ]
@@ -142,7 +143,7 @@ def rate(name: str, given: argparse.Namespace, folder: Path, ranks: int, loads: 
             answers = [json.loads(process.stdout.readline()) for process in processes if process.stdout]
             found.append((BATCH * sum(steps for steps, _ in answers), median(waited for _, waited in answers)))
         for process in processes:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)  # with the processes that read for it
             process.wait()
     return found
 
