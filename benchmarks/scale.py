@@ -80,6 +80,7 @@ def serve(folder: str) -> None:
 def through_ray(catalogs: dict[int, Path], nodes: int, patches: int) -> dict[int, float]:
     """Seconds a patch by catalog, the median of ROUNDS turns, read by an actor a node."""
     os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    import ray
     from ray.cluster_utils import Cluster
 
     node = {"num_cpus": 1, "resources": {cluster.READER_SLOT: len(catalogs)}, "object_store_memory": 512 << 20}
@@ -104,6 +105,7 @@ def through_ray(catalogs: dict[int, Path], nodes: int, patches: int) -> dict[int
                     seconds[size].append((time.perf_counter() - begun) / patches)
         return {size: median(found) for size, found in seconds.items()}
     finally:
+        ray.shutdown()
         machines.shutdown()
 
 
