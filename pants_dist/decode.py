@@ -7,6 +7,7 @@ equal bytes.
 
 import ctypes
 import math
+import sys
 from functools import cache
 from typing import Any
 
@@ -56,6 +57,8 @@ def block_means(array_zyx: np.ndarray, out_zyx: np.ndarray) -> None:
 @cache
 def _loop() -> tuple[Any, tuple[int, ...]]:
     """(the loop, the addresses of crc32c_value, blosc_decompress_ctx and LZ4_decompress_safe)."""
+    if sys.byteorder != "little":  # as the loop takes for granted
+        return decode_plain, ()
     try:
         from google_crc32c import _crc32c
 
