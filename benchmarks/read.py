@@ -215,7 +215,8 @@ def serve(peer: str, store: Path, folder: Path) -> None:
         for case, box in boxes:
             if cold:
                 forget()
-                drop(files)
+                for path in files:
+                    forget(path)
             begun = time.perf_counter()
             image, codes = read(case, box)
             seconds.append(time.perf_counter() - begun)
@@ -224,14 +225,6 @@ def serve(peer: str, store: Path, folder: Path) -> None:
         if not boxes:
             forget()
         print(json.dumps([sum(seconds) / max(len(boxes), 1) * 1e3, check]), flush=True)
-
-
-def drop(files: list[Path]) -> None:
-    """Put the files out of the page cache."""
-    for path in files:
-        descriptor = os.open(path, os.O_RDONLY)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(descriptor)
 
 
 class Process:

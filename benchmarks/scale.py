@@ -22,7 +22,9 @@ from statistics import median
 from pants_dist import cluster, config
 from pants_dist.geometry import Geometry
 from pants_dist.loader import Reader, make_source
-from pants_dist.store import open_store, write_manifest
+from pants_dist.plan import Plan
+from pants_dist.splits import splits_of
+from pants_dist.store import Store, open_store, write_manifest
 from pants_dist.train import plan_of
 
 SIZES = (36, 3_639, 36_390)
@@ -49,13 +51,19 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def baseline_plan(store: Store) -> Plan:
+    """The plan of the shipped baseline, without validation."""
+    settings = config.load("baseline", [f"--data.store={store.path}", *WITHOUT_VALIDATION])
+    return plan_of(store, settings, splits_of(store, settings.data))
+
+
 def serve(folder: str) -> None:
     """In a process of its own: start up, then read as many patches as each line on stdin says."""
     before = resident_bytes()
     begun = time.perf_counter()
     store = open_store(folder)
     opened = time.perf_counter()
-    plan = plan_of(store, config.load("baseline", [f"--data.store={folder}", *WITHOUT_VALIDATION]))
+    plan = baseline_plan(store)
     digest = plan.digest
     planned = time.perf_counter()
     grown = resident_bytes() - before
@@ -92,7 +100,7 @@ def through_ray(catalogs: dict[int, Path], nodes: int, patches: int) -> dict[int
         plans, sources = {}, {}
         for size, folder in catalogs.items():
             store = open_store(folder)
-            plans[size] = plan_of(store, config.load("baseline", [f"--data.store={folder}", *WITHOUT_VALIDATION]))
+            plans[size] = baseline_plan(store)
             sources[size] = make_source("ray", Reader(store, PATCH), nodes, 4 * nodes)
         seconds: dict[int, list[float]] = {size: [] for size in catalogs}
         for turn in range(ROUNDS + 1):

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate
 
 from pants_dist.errors import UserError
+from pants_dist.plan import uniform, words
 
 INTENSITY_STREAM, NOISE_STREAM = 1, 2  # independent generators under one seed; 0 is left for where the patch lies
 SMALLEST = 1e-7  # instead of a range or deviation of 0
@@ -190,9 +191,8 @@ class Intensities:
         Where nnU-Net gives a chance for the sample and one for each channel, CT's one channel has their product. nnU-Net
         calls the range of the noise a variance and uses it as the deviation; so is it here.
         """
-        words = np.random.Philox(key=[seed, INTENSITY_STREAM]).random_raw(20)
-        uniform: list[float] = ((words >> np.uint64(11)).astype(np.float64) * 2.0**-53).tolist()
-        chances, values = uniform[:7], uniform[7:]
+        drawn: list[float] = uniform(words(seed, INTENSITY_STREAM, 0, 20)).tolist()
+        chances, values = drawn[:7], drawn[7:]
         return cls(
             0.1 * values[0] if chances[0] < 0.1 else None,
             (_between(0.5, 1, values[1]), _between(0.5, 1, values[2]), _between(0.5, 1, values[3]))

@@ -5,21 +5,20 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pants_dist.config import Settings
-from pants_dist.fetch import file_system, way_for
+from pants_dist.fetch import file_system, forget, way_for
 from pants_dist.store import Store, open_store
 
 CASES = 64  # that patches are read from, at most
 SECONDS = 4.0  # that each figure is measured for, at most
 SPARE = 1.2  # readers are to be so many times as fast as the device
 CLEARLY = 1.15  # a way to read is called better where it is so many times as fast
+Box = tuple[str, tuple[int, int, int]]  # case, and corner z, y, x
 
 
 def read_lines(folder: Path, patch_zyx: tuple[int, int, int]) -> Iterator[str]:
@@ -29,24 +28,17 @@ def read_lines(folder: Path, patch_zyx: tuple[int, int, int]) -> Iterator[str]:
     kind, auto = file_system(folder) or "unknown", way_for(folder)
     yield f"{folder} lies on {kind}; patches of {_size(patch_zyx)} voxels, image and codes, one process"
     yield "data.io   cold, ms   warm, ms   patches/s warm"
-    cold: dict[str, float] = {}
+    cold, warm = dict[str, float](), dict[str, float]()
     for way in ("mmap", "pread"):
-        opened = open_store(folder, way)
-        opened.read_patch(*next(boxes), patch_zyx)  # what is compiled once is compiled now
-        some = list(itertools.islice(boxes, 200))
-        for case in {case for case, _ in some}:
-            _drop(opened, case)
-        read = partial(_read, opened, patch_zyx)
-        cold[way] = _seconds(read, some)
-        warm = min(_seconds(read, some[:40]) for _ in range(3))
-        yield f"{way:<8} {cold[way] * 1e3:>9.1f} {warm * 1e3:>10.1f} {1 / warm:>16.0f}"
+        cold[way], warm[way] = _cold_and_warm(open_store(folder, way), list(itertools.islice(boxes, 200)), patch_zyx)
+        yield f"{way:<8} {cold[way] * 1e3:>9.1f} {warm[way] * 1e3:>10.1f} {1 / warm[way]:>16.0f}"
     best = min(cold, key=lambda way: cold[way])
     gain = max(cold.values()) / cold[best]
     if best == auto or gain < CLEARLY:
         yield f"verdict: leave data.io at auto, which takes {auto} here"
     else:
         yield f"verdict: set data.io to {best}: cold reads are {gain:.1f} times as fast as with {auto}, which auto takes here"
-    if cold[best] > 3 * warm:
+    if cold[best] > 3 * warm[best]:
         yield "         cold reads cost over 3 times warm ones: a copy on the node's own disk (data.stage) would help"
 
 
@@ -55,10 +47,11 @@ def loader_lines(settings: Settings) -> Iterator[str]:
     import torch
 
     from pants_dist.loader import Loader, Reader, make_source
+    from pants_dist.splits import splits_of
     from pants_dist.train import geometry_of, plan_of, reading, store_of
 
     store = store_of(settings.data)
-    plan = plan_of(store, settings)
+    plan = plan_of(store, settings, splits_of(store, settings.data))
     reader = Reader(store, geometry_of(settings))
     samples = map(plan.sample, itertools.count())
     reader.read([next(samples)])
@@ -120,11 +113,20 @@ def _seconds(what: Callable[[Any], Any], items: Any) -> float:
     return (time.perf_counter() - begun) / count
 
 
-def _read(store: Store, size_zyx: tuple[int, int, int], box: tuple[str, tuple[int, int, int]]) -> None:
-    store.read_patch(*box, size_zyx)
+def _cold_and_warm(store: Store, boxes: list[Box], patch_zyx: tuple[int, int, int]) -> tuple[float, float]:
+    """Seconds a patch, by the store's way to read: cold, then out of the page cache."""
+
+    def read(box: Box) -> None:
+        store.read_patch(*box, patch_zyx)
+
+    open_store(store.path, store.io).read_patch(*boxes[0], patch_zyx)  # what is compiled once is compiled now
+    for case in {case for case, _ in boxes}:
+        forget(store.case_path(case))
+    cold = _seconds(read, boxes)
+    return cold, min(_seconds(read, boxes[:40]) for _ in range(3))
 
 
-def _boxes(store: Store, patch_zyx: tuple[int, int, int]) -> Iterator[tuple[str, tuple[int, int, int]]]:
+def _boxes(store: Store, patch_zyx: tuple[int, int, int]) -> Iterator[Box]:
     """Random boxes of cases all over the store: (case, corner)."""
     rng = np.random.default_rng(0)
     cases = [store.cases[n] for n in rng.permutation(len(store))[:CASES]]
@@ -134,17 +136,5 @@ def _boxes(store: Store, patch_zyx: tuple[int, int, int]) -> Iterator[tuple[str,
         yield case, (z, y, x)
 
 
-def _drop(store: Store, case: str) -> None:
-    """Put a case's file out of the page cache, as far as the kernel lets a user do that."""
-    descriptor = os.open(store.case_path(case), os.O_RDONLY)
-    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    os.close(descriptor)
-
-
 def _size(size_zyx: tuple[int, int, int]) -> str:
     return " x ".join(str(n) for n in size_zyx)
-
-
-def with_store(settings: Settings, store: Path) -> Settings:
-    """The settings, of another store."""
-    return replace(settings, data=replace(settings.data, store=str(store)))

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from pants_dist.evaluate import ood_metrics, score_cases, validation_cases, write_tables
 from pants_dist.loader import Loader
 from pants_dist.model import Segmenter
+from pants_dist.splits import Splits
 from pants_dist.store import Store
 from pants_dist.tracking import Tracker
 
@@ -60,19 +61,19 @@ class Logging(L.Callback):
 class Validation(L.Callback):
     """Scores a fixed sample of seen and held-out cases every `validation.every` steps, each case once over all ranks."""
 
-    def __init__(self, tracker: Tracker, store: Store) -> None:
-        self.tracker, self.store = tracker, store
+    def __init__(self, tracker: Tracker, store: Store, splits: Splits) -> None:
+        self.tracker, self.store, self.splits = tracker, store, splits
         self.best = float("-inf")
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         step, settings = trainer.global_step, module.settings
         if not settings.validation.every or step % settings.validation.every:
             return
-        cases = validation_cases(self.store, settings)
+        cases = validation_cases(self.store, settings, self.splits)
         mine = cases[trainer.global_rank :: trainer.world_size]
         folder = self.tracker.run / "validation" / f"step={step:06d}"
         with module.averaged():
-            rows = gathered(list(score_cases(self.store, module, settings, mine)))
+            rows = gathered(list(score_cases(self.store, module, settings, mine, self.splits)))
         metrics = ood_metrics(rows, settings.model.structures)
         if trainer.is_global_zero:
             write_tables(folder, rows, settings.model.structures)

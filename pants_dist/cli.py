@@ -6,15 +6,15 @@ import argparse
 import itertools
 import json
 import os
-import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from pants_dist import __version__
 from pants_dist.errors import UserError
+from pants_dist.parser import Parser, add_settings
 
 if TYPE_CHECKING:
     from pants_dist.settings import Settings
@@ -130,7 +130,7 @@ def bench(given: Given) -> int:
     from pants_dist import bench as measure
     from pants_dist import config
 
-    settings = measure.with_store(config.load(given.config, []), given.store)
+    settings = config.load(given.config, [f"--data.store={given.store}"])
     config.check(settings)
     lines = measure.read_lines(given.store, settings.data.patch_zyx) if given.what == "read" else measure.loader_lines(settings)
     for line in lines:
@@ -224,31 +224,6 @@ def ends(code: int, after: str, *paths: Path | str, to: Any = None) -> int:
     return code
 
 
-class Parser(argparse.ArgumentParser):
-    """Refuses by name what it does not know, with the nearest that it does, and raises instead of exiting."""
-
-    def __init__(self, **options: Any) -> None:
-        self.options: list[str] = []
-        super().__init__(**options, allow_abbrev=False)
-
-    def add_argument(self, *names: Any, **options: Any) -> Any:
-        self.options += [name for name in names if name.startswith("-")]
-        return super().add_argument(*names, **options)
-
-    def refuse_unknown(self, words: Sequence[str]) -> None:
-        """Raises UserError for the first word that looks like an option and is none."""
-        from pants_dist.config import nearest
-
-        for word in words:
-            option = word.partition("=")[0]
-            if re.match(r"--?[A-Za-z]", option) and option not in self.options:
-                verb = self.prog.partition(" ")[2]
-                raise UserError(f"{verb and verb + ': '}no option {option}{nearest(option, self.options)}")
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f'{message}; see "{self.prog} --help"')
-
-
 def build_parser() -> tuple[Parser, dict[str, Parser]]:
     """The parser of everything, and that of each verb."""
     parser = Parser(prog="pants-dist", description="From CT datasets to a model and a report by center, on many nodes.")
@@ -307,7 +282,7 @@ def _add_split(verb: Parser) -> None:
     verb.add_argument("--out", metavar="FILE", type=Path, required=True, help="the split, as JSON; one that is there stays")
     verb.add_argument("--config", metavar="FILE", help="settings as YAML, or the name of a shipped file (default: none)")
     verb.usage = "pants-dist split STORE --out FILE [--config FILE] [--data.setting VALUE ...]"
-    _add_settings(verb, [f"data.{name}" for name in ("clusters", *FROZEN)])
+    add_settings(verb, [f"data.{name}" for name in ("clusters", *FROZEN)])
 
 
 def _add_run_verbs(add: Callable[[Callable[[Given], int]], Parser]) -> None:
@@ -322,7 +297,7 @@ def _add_run_verbs(add: Callable[[Callable[[Given], int]], Parser]) -> None:
     verb.add_argument("--config", metavar="FILE", required=True, help="settings as YAML, or the name of a shipped file")
     verb.add_argument("--run-name", metavar="NAME", help="name of the run (default: that of FILE without its ending)")
     verb.usage = "pants-dist train --config FILE [--run-name NAME] [--section.setting VALUE ...]"
-    _add_settings(verb)
+    add_settings(verb)
     verb = add(evaluate)
     verb.add_argument("run", metavar="RUN", type=Path, help="folder of the run")
     verb.add_argument("--split", metavar="NAME", help="train, val_seen, held_out or test (default: the middle two)")
@@ -331,20 +306,6 @@ def _add_run_verbs(add: Callable[[Callable[[Given], int]], Parser]) -> None:
     verb.add_argument(
         "--out", metavar="DIR", type=Path, default=Path("report"), help="folder for report.html (default %(default)s)"
     )
-
-
-def _add_settings(verb: Parser, names: Sequence[str] | None = None) -> None:
-    """An option for each of these settings (default: for every one)."""
-    from dataclasses import MISSING
-
-    from pants_dist.config import as_yaml, catalog, expected
-
-    group = verb.add_argument_group("settings")
-    for setting in map(catalog().__getitem__, names or catalog()):
-        default = "must be set" if setting.default is MISSING else f"default {as_yaml(setting.default)}"
-        text = f"{setting.meaning} ({expected(setting.hint)}; {default})".replace("%", "%%")
-        group.add_argument(f"--{setting.name}", metavar="VALUE", default=argparse.SUPPRESS, help=text)
-        verb.options.append(f"--{setting.name}")
 
 
 def run(words: Sequence[str]) -> int:

@@ -12,7 +12,7 @@ from pants_dist.errors import UserError
 from pants_dist.evaluate import evaluate
 from pants_dist.phantom import make_phantom
 from pants_dist.progress import shown, watching
-from pants_dist.splits import COLUMNS, split_of
+from pants_dist.splits import splits_of
 from pants_dist.store import Store, open_store
 from pants_dist.train import launch
 
@@ -103,7 +103,7 @@ def held_out_centers(store: Store) -> tuple[str, ...]:
 def score(console: Console, run: Path, store: Store) -> pd.DataFrame:
     """Rows of all validation cases; of the training cases, and said so, where the data are too few to keep any apart."""
     settings = config.load(run / "config.yaml", [])
-    apart = {"val_seen", "held_out"} & set(split_of(store.frame(*COLUMNS), settings.data).counts())
+    apart = {"val_seen", "held_out"} & set(splits_of(store, settings.data).counts())
     what = "every validation case" if apart else "the training cases: too few to keep any apart, so this shows memorisation"
     console.print(f"[bold]4/4[/] evaluate {what}")
     with shown("evaluate") as tell:

@@ -24,10 +24,10 @@ from pants_dist.errors import UserError
 from pants_dist.metrics import score_case
 from pants_dist.model import Intensity, Segmenter
 from pants_dist.pictures import draw_case
-from pants_dist.splits import COLUMNS, SPLITS, read_split, split_of
+from pants_dist.splits import SPLITS, Splits, read_split, splits_of
 from pants_dist.store import Store, open_store
 from pants_dist.structures import LESION, PANCREAS
-from pants_dist.transfer import AVERAGE
+from pants_dist.transfer import AVERAGE, best_checkpoint
 
 COPIED = (
     "case",
@@ -105,28 +105,28 @@ def score(store: Store, model: Segmenter, settings: Settings, case: str, split: 
     return Scored(row, image, reference, prediction, spacing)
 
 
-def score_cases(store: Store, model: Segmenter, settings: Settings, cases: Iterable[str]) -> Iterator[dict[str, Any]]:
+def score_cases(
+    store: Store, model: Segmenter, settings: Settings, cases: Iterable[str], splits: Splits
+) -> Iterator[dict[str, Any]]:
     """Rows of these cases, in order, as validation during training wants them."""
-    splits, seen = splits_and_seen(store, settings)
+    seen = seen_cases(store, splits)
     model.eval()
     for case in cases:
-        yield score(store, model, settings, case, splits[case], seen[case]).row
+        yield score(store, model, settings, case, splits.by_case[case], seen[case]).row
     model.train()
 
 
-def splits_and_seen(store: Store, settings: Settings) -> tuple[pd.Series, pd.Series]:
-    """Split of every case, and whether its center is among those trained on; both indexed by case."""
-    splits = split_of(store.frame(*COLUMNS), settings.data).by_case
+def seen_cases(store: Store, splits: Splits) -> pd.Series:
+    """Whether each case's center is among those trained on; indexed by case."""
     centers = store.frame("center")["center"]
-    return splits, centers.isin(set(centers[splits == "train"]))
+    return centers.isin(set(centers[splits.by_case == "train"]))
 
 
-def validation_cases(store: Store, settings: Settings) -> list[str]:
+def validation_cases(store: Store, settings: Settings, splits: Splits) -> list[str]:
     """The fixed sample that is scored during training: `validation.cases` of seen and of held-out, center by center in turn."""
-    splits, _ = splits_and_seen(store, settings)
     centers, chosen = store.frame("center"), list[str]()
     for split in DEFAULT_SPLITS:
-        rows = centers[splits == split]
+        rows = centers[splits.by_case == split]
         turn = rows.groupby("center").cumcount()
         ordered = rows.assign(turn=turn).sort_values(["turn", "center"], kind="stable").index.tolist()
         chosen += ordered[: settings.validation.cases]
@@ -179,7 +179,8 @@ def evaluate(
     """
     settings, checkpoint = open_run(run)
     store = open_store(settings.data.store, settings.data.io)
-    assigned, seen = splits_and_seen(store, settings)
+    everyone = splits_of(store, settings.data)
+    assigned, seen = everyone.by_case, seen_cases(store, everyone)
     chosen = chosen_splits(assigned, splits)
     model, step = load_model(checkpoint, settings, store)
     digest, total, done = file_digest(checkpoint), int(assigned.isin(chosen).sum()), 0
@@ -210,10 +211,8 @@ def open_run(run: Path) -> tuple[Settings, Path]:
         raise UserError(
             f'run {run}: no config.yaml there, so it is no run folder; give one that "pants-dist train" made'
         )
-    checkpoints = [run / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")]
-    for checkpoint in checkpoints:
-        if checkpoint.is_file():
-            return config.load(run / "config.yaml", []), checkpoint
+    if checkpoint := best_checkpoint(run):
+        return config.load(run / "config.yaml", []), checkpoint
     raise UserError(
         f'run {run}: no checkpoint yet; run "pants-dist train --config {run / "config.yaml"} --run-name {run.name}"'
     )

@@ -100,9 +100,17 @@ def opened(how: str, descriptor: int, size: int) -> Fetch:
     return Mapped(descriptor, size) if how == "mmap" else Read(descriptor)
 
 
+@cache
 def way_for(folder: Path) -> str:
     """ "mmap" where the folder's file system is this machine's own, else "pread"."""
     return "mmap" if file_system(folder) in LOCAL else "pread"
+
+
+def forget(path: Path) -> None:
+    """Put a file out of the page cache, as far as the kernel lets a user do that."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(descriptor)
 
 
 def file_system(folder: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pants_dist.plan import Sample, words
+from pants_dist.plan import Sample, uniform, words
 
 MARGIN = 3  # voxels around a window that is read more coarsely than it is: the prefilter reaches so far
 MILDER = (1.0, 0.75, 0.5, 0.25, 0.0)  # shares of the drawn turn and zoom that are tried until the window is small enough
@@ -97,10 +97,10 @@ def _window(
 
 def drawn(seed: int, geometry: Geometry, share: float = 1.0) -> tuple[np.ndarray, float]:
     """(matrix of turn and flips, zoom) of a seed; millimetres from the middle, patch to case. `share` < 1 makes it milder."""
-    uniform = (words(seed, 0, 0, 9) >> np.uint64(11)).astype(np.float64) * 2.0**-53
-    angles = np.radians(geometry.rotation_degrees) * (2 * uniform[:3] - 1) * (uniform[3] < TURNED) * share
+    numbers = uniform(words(seed, 0, 0, 9))
+    angles = np.radians(geometry.rotation_degrees) * (2 * numbers[:3] - 1) * (numbers[3] < TURNED) * share
     low, high = np.log(geometry.scale)
-    zoom = math.exp((low + (high - low) * uniform[4]) * (uniform[5] < SCALED) * share)
+    zoom = math.exp((low + (high - low) * numbers[4]) * (numbers[5] < SCALED) * share)
     turn = np.eye(3)
     for axis, angle in enumerate(angles):
         one, other = (a for a in range(3) if a != axis)
@@ -108,7 +108,7 @@ def drawn(seed: int, geometry: Geometry, share: float = 1.0) -> tuple[np.ndarray
         about[one, one] = about[other, other] = math.cos(angle)
         about[one, other], about[other, one] = -math.sin(angle), math.sin(angle)
         turn = turn @ about
-    flips = [-1.0 if name in geometry.mirrored and uniform[6 + axis] < 0.5 else 1.0 for axis, name in enumerate("zyx")]
+    flips = [-1.0 if name in geometry.mirrored and numbers[6 + axis] < 0.5 else 1.0 for axis, name in enumerate("zyx")]
     return turn * flips, zoom
 
 

@@ -104,8 +104,8 @@ class Reader:
         return batch, None
 
     def _part(self, sample: Sample, offset: int) -> Part:
-        layout = self.store.layout(sample.case)
-        voxel = self.store.open_case(sample.case).voxel_zyx(sample.structure, sample.draw) if sample.structure else None
+        file = self.store.open_case(sample.case)
+        layout, voxel = file.layout, file.voxel_zyx(sample.structure, sample.draw) if sample.structure else None
         spacing = self.store.spacing_mm_zyx(sample.case)
         window = window_of(sample, self.geometry, layout.shape_zyx, spacing, voxel)
         image_bytes = math.prod(window.shape_zyx) * np.dtype(layout.image_dtype).itemsize

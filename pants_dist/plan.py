@@ -64,7 +64,7 @@ class Plan:
     def sample(self, index: int, attempt: int = 0) -> Sample:
         """Sample number `index` of the run; later attempts are what takes its place where its case is damaged."""
         drawn = words(self.seed, SAMPLE_STREAM, index, 8 * attempt + 8)[8 * attempt :]
-        which, centred, structure, z, y, x = (drawn[:6] >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        which, centred, structure, z, y, x = uniform(drawn[:6])
         case = self.cases[self._place(index, which) if attempt == 0 else self._any_place(which)]
         named = self._structure(case, structure) if centred < self.foreground_fraction else None
         draw, augment_seed = (drawn[6:] >> np.uint64(2)).tolist()
@@ -104,6 +104,11 @@ class Plan:
 def words(seed: int, stream: int, index: int, count: int) -> np.ndarray:
     """Random words (uint64). numpy promises the raw words of a bit generator for ever, unlike what is made of them."""
     return np.random.Philox(key=[seed, 2 * index + stream]).random_raw(count)
+
+
+def uniform(drawn: np.ndarray) -> np.ndarray:
+    """Numbers in [0, 1) of random words: their upper 53 bits."""
+    return (drawn >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 @lru_cache(maxsize=4)

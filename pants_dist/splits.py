@@ -10,7 +10,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -19,6 +19,9 @@ from pants_dist.duplicates import patients
 from pants_dist.errors import UserError
 from pants_dist.settings import FROZEN, Data
 from pants_dist.structures import LESION
+
+if TYPE_CHECKING:
+    from pants_dist.store import Store
 
 SPLITS = ("train", "val_seen", "held_out", "test")
 COLUMNS = (  # of the manifest: what decides a case's split
@@ -91,6 +94,11 @@ def split_of(frame: pd.DataFrame, data: Data) -> Splits:
     unused = _beyond_subset(frame, split, data.subset)
     split[unused], reasons[unused] = "", NOT_DRAWN
     return Splits(split, reasons, held)
+
+
+def splits_of(store: "Store", data: Data) -> Splits:
+    """The split of a store's cases. A second or so for 36,390: worked out once and handed on."""
+    return split_of(store.frame(*COLUMNS), data)
 
 
 def hospitals(frame: pd.DataFrame) -> list[str]:

@@ -108,7 +108,6 @@ class Store:
     def __init__(self, path: Path, manifest: pq.ParquetFile, digest: str, io: str, stage: Stage | None) -> None:
         self.path, self.digest, self.io, self.stage, self._file = path, digest, io, stage, manifest
         self._columns: dict[str, pa.Array] = {}
-        self._ways: dict[Path, str] = {}
         self.cases: list[str] = self._column("case").to_pylist()
         self._number = {case: number for number, case in enumerate(self.cases)}
         self._forget_handles()
@@ -171,7 +170,8 @@ class Store:
 
     def shape_zyx(self, case: str) -> tuple[int, int, int]:
         """Voxels of a case along z, y, x."""
-        return self.layout(case).shape_zyx
+        z, y, x = self._layouts[0][self._row(case)].tolist()
+        return z, y, x
 
     def layout(self, case: str) -> Layout:
         """Where the case's arrays lie in its file, and what they are."""
@@ -208,7 +208,7 @@ class Store:
         The box may overhang the case on any side: there the image is air (-1024) and the code 0. The image is int16
         unless the case needed a wider dtype. Raises DamagedError, naming case, array and chunk, where bytes are wrong.
         """
-        layout = self.layout(case)
+        layout = self.open_case(case).layout
         image_zyx, codes_zyx = np.empty(size_zyx, layout.image_dtype), np.empty(size_zyx, layout.codes_dtype)
         self.read_into(case, corner_zyx, image_zyx, codes_zyx)
         return image_zyx, codes_zyx
@@ -254,11 +254,6 @@ class Store:
 
         return zarr.open_group(zarr.storage.ZipStore(self.case_path(case), mode="r"), mode="r")
 
-    def _way(self, folder: Path) -> str:
-        if folder not in self._ways:
-            self._ways[folder] = way_for(folder) if self.io == "auto" else self.io
-        return self._ways[folder]
-
     def open_case(self, case: str) -> OpenCase:
         """The case, open for reading: one of the last OPEN_CASES, or opened now."""
         if self._process != os.getpid():  # after a fork: another thread of the parent may have held the lock
@@ -270,7 +265,7 @@ class Store:
         layout, path = self.layout(case), self.case_path(case)
         if self.stage:
             path = self.stage.path_of(path, layout.file_bytes, self.value(case, "sha256"))
-        file = OpenCase(path, case, layout, self._way(path.parent))
+        file = OpenCase(path, case, layout, way_for(path.parent) if self.io == "auto" else self.io)
         with self._lock:
             self._open[case] = file
             while len(self._open) > OPEN_CASES:

@@ -28,7 +28,7 @@ from pants_dist.geometry import Geometry
 from pants_dist.loader import Loader, Reader, make_source
 from pants_dist.model import Intensity, Segmenter
 from pants_dist.plan import Plan
-from pants_dist.splits import COLUMNS, split_of
+from pants_dist.splits import Splits, splits_of
 from pants_dist.stage import Stage
 from pants_dist.store import Store, open_store
 from pants_dist.structures import LESION
@@ -45,7 +45,8 @@ def train(settings: Settings, run: Path) -> None:
     L.seed_everything(settings.seed, verbose=False)
 
     store = store_of(settings.data)
-    plan = plan_of(store, settings)
+    splits = splits_of(store, settings.data)
+    plan = plan_of(store, settings, splits)
     module = Segmenter(settings, intensity_of(store, plan.cases), store)
 
     start = resume_step(last_checkpoint(run), plan)
@@ -55,7 +56,8 @@ def train(settings: Settings, run: Path) -> None:
     tracker = Tracker(run, asdict(settings), settings.train.steps, settings.tracking.wandb, writes=rank == 0)
 
     between_steps = [
-        Logging(tracker, loader), Validation(tracker, store), Checkpoints(last_checkpoint(run), plan.digest), Stopping(run),
+        Logging(tracker, loader), Validation(tracker, store, splits),
+        Checkpoints(last_checkpoint(run), plan.digest), Stopping(run),
     ]  # fmt: skip
     trainer = trainer_of(settings.train.steps, ranks, between_steps)
     tracker.state("running", start)
@@ -100,11 +102,10 @@ def last_checkpoint(run: Path) -> Path:
     return run / "checkpoints" / "last.ckpt"
 
 
-def plan_of(store: Store, settings: Settings) -> Plan:
+def plan_of(store: Store, settings: Settings, splits: Splits) -> Plan:
     """The plan of a run: training cases of the split, and what a patch of each may be centred on."""
     data = settings.data
-    splits = split_of(store.frame(*COLUMNS), data).by_case
-    cases = tuple(splits.index[splits == "train"].tolist())
+    cases = tuple(splits.by_case.index[splits.by_case == "train"].tolist())
     rows = store.frame("center", *data.shares).loc[list(cases)]
     rows["lesion"] = store.holding(LESION)[LESION]
     names = settings.model.structures
@@ -163,14 +164,14 @@ def launch(settings: Settings, name: str) -> int:
     config.check(settings)
     store = open_store(settings.data.store)
     settings = replace(settings, data=_found_from_anywhere(settings.data, store))
-    plan = plan_of(store, settings)
-    if settings.validation.every and not validation_cases(store, settings):
+    splits = splits_of(store, settings.data)
+    plan = plan_of(store, settings, splits)
+    if settings.validation.every and not validation_cases(store, settings, splits):
         raise UserError(
             f"validation.every is {settings.validation.every}, but no case is kept for validation; set it to null, raise "
             "data.val_fraction, or hold a center out (data.held_out_centers)"
         )
-    about = f"store digest {store.digest}; split: {split_of(store.frame(*COLUMNS), settings.data).in_words()}"
-    run = prepare_run(settings, name, about)
+    run = prepare_run(settings, name, f"store digest {store.digest}; split: {splits.in_words()}")
     if resume_step(last_checkpoint(run), plan) >= settings.train.steps:
         return 0
     ranks = settings.train.ranks

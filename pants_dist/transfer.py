@@ -61,9 +61,14 @@ def read_weights(source: str | Path) -> Weights:
     return Weights(path, tensors, structures)
 
 
+def best_checkpoint(run: Path) -> Path | None:
+    """A run folder's best checkpoint, or the last where no validation chose one; None before there is any."""
+    choices = (run / "checkpoints" / name for name in ("best.ckpt", "last.ckpt"))
+    return next((path for path in choices if path.is_file()), None)
+
+
 def _checkpoint(source: Path) -> Path:
-    choices = [source / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")] if source.is_dir() else [source]
-    if found := next((path for path in choices if path.is_file()), None):
+    if found := best_checkpoint(source) or (source if source.is_file() else None):
         return found
     lacks = "has no checkpoint" if source.is_dir() else "no such file or folder"
     raise UserError(f"train.init_from {source}: {lacks}; give a run folder or a checkpoint")

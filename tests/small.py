@@ -6,10 +6,14 @@ from pathlib import Path
 import numpy as np
 
 from pants_dist.casefile import RECORD
-from pants_dist.store import write_case, write_manifest
+from pants_dist.plan import Plan
+from pants_dist.settings import Settings
+from pants_dist.splits import splits_of
+from pants_dist.store import Store, write_case, write_manifest
 from pants_dist.structures import PANTS
 
 LIVER, PANCREAS, LESION = (PANTS.index(name) for name in ("liver", "pancreas", "pancreatic_lesion"))
+ODD_SHAPES = [(40, 70, 33), (5, 7, 9), (32, 32, 32), (64, 1, 97), (33, 100, 65)]
 PALETTE = [0, 1 << LIVER, 1 << PANCREAS, 1 << PANCREAS | 1 << LESION]
 
 
@@ -22,6 +26,30 @@ def make_store(folder: Path, cases: int = 6, centers: int = 3, edge: int = 36, s
     ]
     write_manifest(folder, rows)
     return folder
+
+
+def make_odd_store(folder: Path) -> Path:
+    """A store of noise in ODD_SHAPES: smaller than a chunk, of whole chunks, uint16 codes, float HU, and nothing but air."""
+    (folder / "cases").mkdir()
+    rng, rows = np.random.default_rng(0), []
+    for number, shape in enumerate(ODD_SHAPES):
+        image = rng.integers(-1024, 3000, shape).astype(np.float32 if number == 1 else np.int16)
+        codes = (rng.integers(0, 300, shape) * (rng.random(shape) < 0.3)).astype(np.uint16 if number == 0 else np.uint8)
+        if number == 4:
+            image[:, 32:], codes[:] = -1024, 0
+        record = {name: None for name in RECORD.names} | {"case": f"c{number}", "spacing_mm_zyx": [1.0, 1.0, 1.0]}
+        record |= {"palette": ["0x0", "0x1", "0x2", "0x3"], "structures": ["a", "b"]}
+        path = folder / "cases" / f"c{number}.ozx"
+        rows.append(write_case(path, record, image, codes, {"a": np.argwhere(codes)[:9]}))
+    write_manifest(folder, rows)
+    return folder
+
+
+def plan_of(store: Store, settings: Settings) -> Plan:
+    """The plan that a run with these settings has."""
+    from pants_dist import train  # takes seconds
+
+    return train.plan_of(store, settings, splits_of(store, settings.data))
 
 
 def write_small_case(folder: Path, number: int, center: str, edge: int, seed: int) -> dict:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import make_store
+from small import make_store, plan_of
 
 from pants_dist import config, train
 from pants_dist.store import open_store
@@ -36,5 +36,5 @@ def test_trains_two_steps(name: str, store: Path, tmp_path: Path) -> None:
     assert all(math.isfinite(row["train/loss"]) for row in read_metrics(tmp_path / name))
     saved = torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["global_step"] == 2
-    cases = train.plan_of(open_store(store), settings).cases
+    cases = plan_of(open_store(store), settings).cases
     assert any(open_store(store).value(case, "center") == "Center C" for case in cases) != held_out

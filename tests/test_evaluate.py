@@ -10,6 +10,7 @@ from small import make_store
 from pants_dist import config, train
 from pants_dist.errors import UserError
 from pants_dist.evaluate import Rows, evaluate, load_model, open_run, predict, validation_cases
+from pants_dist.splits import splits_of
 from pants_dist.store import open_store
 
 pytestmark = pytest.mark.timeout(300)
@@ -77,8 +78,9 @@ def test_the_validation_sample_is_fixed_and_spread_over_centers(run: Path) -> No
     """The cases scored during training are the same each time, and take each center in turn."""
     settings, _ = open_run(run)
     store = open_store(settings.data.store)
-    cases = validation_cases(store, settings)
-    assert cases == validation_cases(store, settings)
+    splits = splits_of(store, settings.data)
+    cases = validation_cases(store, settings, splits)
+    assert cases == validation_cases(store, settings, splits)
     assert {store.value(case, "center") for case in cases} == {"Center A", "Center B", "Center C"}
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import pandas as pd
 import pytest
 from manifests import cases_of, frame_of
-from small import make_store
+from small import make_store, plan_of
 
-from pants_dist import cli, config, train
+from pants_dist import cli, config
 from pants_dist.errors import UserError
 from pants_dist.evaluate import facts_of
 from pants_dist.freeze import freeze, lines, write_split
@@ -184,7 +184,7 @@ def test_the_verb_freezes_and_a_run_trains_on_it(store: Path, tmp_path: Path, ca
         cli.settings_of(given),
         config.load("debug", [f"--data.store={store}", "--data.held_out_centers=[Center C]"]),
     )
-    plans = [train.plan_of(open_store(store), chosen) for chosen in (settings, drawn)]
+    plans = [plan_of(open_store(store), chosen) for chosen in (settings, drawn)]
     assert plans[0].cases == plans[1].cases and len(plans[0].cases) == 6
     digest = read_split(path)["digest"]
     assert facts_of(settings, "")["Frozen split"] == f"ood-v1.json, digest {digest[:12]}"

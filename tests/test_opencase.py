@@ -6,35 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small import make_store
+from small import ODD_SHAPES, make_odd_store, make_store
 
 from pants_dist import decode, store
-from pants_dist.casefile import RECORD
 from pants_dist.errors import DamagedError
 from pants_dist.fetch import Read, file_system, way_for
-from pants_dist.store import Store, open_store, write_case, write_manifest
+from pants_dist.store import Store, open_store
 
-SHAPES = [(40, 70, 33), (5, 7, 9), (32, 32, 32), (64, 1, 97), (33, 100, 65)]
 WAYS = ("mmap", "pread")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Cases smaller than a chunk, of whole chunks, uint16 codes, float HU, and one of nothing but air."""
-    folder = tmp_path_factory.mktemp("shapes")
-    (folder / "cases").mkdir()
-    rng, rows = np.random.default_rng(0), []
-    for number, shape in enumerate(SHAPES):
-        image = rng.integers(-1024, 3000, shape).astype(np.float32 if number == 1 else np.int16)
-        codes = (rng.integers(0, 300, shape) * (rng.random(shape) < 0.3)).astype(np.uint16 if number == 0 else np.uint8)
-        if number == 4:
-            image[:, 32:], codes[:] = -1024, 0
-        record = {name: None for name in RECORD.names} | {"case": f"c{number}", "spacing_mm_zyx": [1.0, 1.0, 1.0]}
-        record |= {"palette": ["0x0", "0x1", "0x2", "0x3"], "structures": ["a", "b"]}
-        path = folder / "cases" / f"c{number}.ozx"
-        rows.append(write_case(path, record, image, codes, {"a": np.argwhere(codes)[:9]}))
-    write_manifest(folder, rows)
-    return folder
+    return make_odd_store(tmp_path_factory.mktemp("shapes"))
 
 
 @pytest.fixture(params=["compiled", "plain"])
@@ -54,7 +39,7 @@ def test_the_compiled_loop_is_there() -> None:
 def test_patches_equal_zarr_python(folder: Path, way: str, loop: str) -> None:
     """10,000 random patches, overhanging every side, are zarr-python's voxels to the byte, and air and code 0 outside."""
     opened, rng, pad = open_store(folder, way), np.random.default_rng(1), 40
-    for case, shape in zip(opened.cases, SHAPES, strict=True):
+    for case, shape in zip(opened.cases, ODD_SHAPES, strict=True):
         group = opened.open_zarr(case)
         image = np.pad(np.asarray(group["0"]), pad, constant_values=-1024)
         codes = np.pad(np.asarray(group["labels/structures/0"]), pad)
@@ -105,7 +90,7 @@ def test_every_flipped_bit_of_the_voxels_is_an_error(folder: Path, tmp_path: Pat
             damaged[position] ^= 1 << int(rng.integers(8))
             (copy / "cases" / "c0.ozx").write_bytes(damaged)
             with pytest.raises(DamagedError, match=rf"case c0, array {name}, (chunk \(\d, \d, \d\)|the chunk index): checksum"):
-                open_store(copy, way).read_patch("c0", (0, 0, 0), SHAPES[0])
+                open_store(copy, way).read_patch("c0", (0, 0, 0), ODD_SHAPES[0])
 
 
 def copy_of(folder: Path, copy: Path) -> Path:
@@ -123,7 +108,7 @@ def test_a_file_cut_while_it_is_open_is_an_error(folder: Path, tmp_path: Path, w
     opened.read_patch("c0", (0, 0, 0), (4, 4, 4))
     os.truncate(copy / "cases" / "c0.ozx", 4096)
     with pytest.raises(DamagedError, match="case c0, array image: .*c0.ozx is truncated"):
-        opened.read_patch("c0", (0, 0, 0), SHAPES[0])
+        opened.read_patch("c0", (0, 0, 0), ODD_SHAPES[0])
 
 
 def test_an_input_output_error_is_said_as_such(folder: Path) -> None:

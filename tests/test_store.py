@@ -1,33 +1,17 @@
 from pathlib import Path
 
-import numpy as np
 import pytest
 import zarr
-from small import make_store, write_small_case
+from small import make_odd_store, make_store, write_small_case
 
-from pants_dist.casefile import RECORD
 from pants_dist.errors import DamagedError, UserError
-from pants_dist.store import Store, open_store, row_of, write_case, write_manifest
-
-SHAPES = [(40, 70, 33), (5, 7, 9), (32, 32, 32), (64, 1, 97)]
+from pants_dist.store import Store, open_store, row_of
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """Cases smaller than a chunk, of whole chunks, uint16 codes, float HU."""
-    folder = tmp_path_factory.mktemp("shapes")
-    (folder / "cases").mkdir()
-    rng, rows = np.random.default_rng(0), []
-    for number, shape in enumerate(SHAPES):
-        image = rng.integers(-1024, 3000, shape).astype(np.float32 if number == 1 else np.int16)
-        codes = (rng.integers(0, 300, shape) * (rng.random(shape) < 0.3)).astype(np.uint16 if number == 0 else np.uint8)
-        record = {name: None for name in RECORD.names} | {"case": f"c{number}", "spacing_mm_zyx": [1.0, 1.0, 1.0]}
-        record |= {"palette": ["0x0", "0x1", "0x2", "0x3"], "structures": ["a", "b"]}
-        rows.append(
-            write_case(folder / "cases" / f"c{number}.ozx", record, image, codes, {"a": np.argwhere(codes)[:9]})
-        )
-    write_manifest(folder, rows)
-    return open_store(folder)
+    return open_store(make_odd_store(tmp_path_factory.mktemp("shapes")))
 
 
 def test_case_is_an_ome_zarr_zip_with_metadata_first(store: Store) -> None:

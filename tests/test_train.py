@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import make_store
+from small import make_store, plan_of
 
 from pants_dist import config, train
 from pants_dist.errors import UserError
@@ -162,7 +162,7 @@ def test_a_checkpoint_of_another_plan_is_refused(store: Path, tmp_path: Path, un
     from pants_dist.store import open_store
 
     other = open_store(make_store(tmp_path / "other", cases=12))
-    plan = train.plan_of(other, config.load(uninterrupted / "config.yaml", []))
+    plan = plan_of(other, config.load(uninterrupted / "config.yaml", []))
     with pytest.raises(UserError, match=r"last\.ckpt: was trained on another plan"):
         train.resume_step(uninterrupted / "checkpoints" / "last.ckpt", plan)
 

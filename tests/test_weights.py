@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from small import make_store
+from small import make_store, plan_of
 
-from pants_dist import config, train
+from pants_dist import config
 from pants_dist.config import Data
 from pants_dist.errors import UserError
 from pants_dist.store import open_store
@@ -67,7 +67,7 @@ def test_settings_reach_the_samples(tmp_path: Path) -> None:
     chosen = ["--data.center_temperature=0", "--data.lesion_fraction=0.75", "--data.val_fraction=0",
               "--data.structure_weights={liver: 0, pancreas: 2}", "--data.foreground_fraction=1",
               f"--data.store={tmp_path / 'store'}"]  # fmt: skip
-    plan = train.plan_of(store, config.load("debug", chosen))
+    plan = plan_of(store, config.load("debug", chosen))
     samples = [plan.sample(i) for i in range(100_000)]
     cases = Counter(sample.case for sample in samples)
     centers, lesions = Counter(), 0
@@ -79,4 +79,4 @@ def test_settings_reach_the_samples(tmp_path: Path) -> None:
     named = Counter(s.structure for s in samples if store.voxels(s.case)["pancreatic_lesion"])
     assert named["liver"] == 0 and named["pancreas"] / sum(named.values()) == pytest.approx(2 / 3, abs=0.01)
     with pytest.raises(UserError, match="no column 'centre' in the manifest"):
-        train.plan_of(store, config.load("debug", [*chosen, "--data.shares={centre: {A: 1}}"]))
+        plan_of(store, config.load("debug", [*chosen, "--data.shares={centre: {A: 1}}"]))
