@@ -6,7 +6,6 @@ transforms are batchgeneratorsv2 0.3.6's); each function says where it departs. 
 Every sample is worked on alone, and sums and powers are formed so that the number of threads does not change a bit either.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample, interpolate
 
-from pants_dist.errors import UserError
 from pants_dist.plan import uniform, words
 
 INTENSITY_STREAM, NOISE_STREAM = 1, 2  # independent generators under one seed; 0 is left for where the patch lies
@@ -240,21 +238,3 @@ def augmented(images: Tensor, seeds: Sequence[int]) -> Tensor:
     An image comes out the same, bit for bit, alone or in any batch.
     """
     return torch.stack([changed(image, Intensities.drawn(seed), seed) for image, seed in zip(images, seeds, strict=True)])
-
-
-def swapped_left_right(names: tuple[str, ...]) -> list[int]:
-    """Channel permutation after a left-right flip: channel n of the result is channel `[n]` of the flipped one.
-
-    A structure's other side has the same name with left and right exchanged as whole words; one without either stays.
-    Raises UserError where the other side is not among the names: flipped, it would be taken for this one.
-    """
-    places = {name: place for place, name in enumerate(names)}
-    others = [re.sub(r"(?<![a-z])(?:left|right)(?![a-z])", _other_side, name) for name in names]
-    for name, other in zip(names, others, strict=True):
-        if other not in places:
-            raise UserError(f"left-right flips: there is {name} but no {other}; add it to the structures, or do not flip")
-    return [places[other] for other in others]
-
-
-def _other_side(side: re.Match[str]) -> str:
-    return "right" if side[0] == "left" else "left"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pants_dist.config import Settings
-from pants_dist.fetch import file_system, forget, way_for
+from pants_dist.fetch import forget
 from pants_dist.store import Store, open_store
 
 CASES = 64  # that patches are read from, at most
@@ -25,19 +25,18 @@ def read_lines(folder: Path, patch_zyx: tuple[int, int, int]) -> Iterator[str]:
     """Lines on how fast patches come from the store, by each way to read, and which one to take."""
     store = open_store(folder)
     boxes = _boxes(store, patch_zyx)
-    kind, auto = file_system(folder) or "unknown", way_for(folder)
-    yield f"{folder} lies on {kind}; patches of {_size(patch_zyx)} voxels, image and codes, one process"
+    yield f"{folder}: patches of {_size(patch_zyx)} voxels, image and codes, one process"
     yield "data.io   cold, ms   warm, ms   patches/s warm"
     cold, warm = dict[str, float](), dict[str, float]()
-    for way in ("mmap", "pread"):
+    for way in ("pread", "mmap"):
         cold[way], warm[way] = _cold_and_warm(open_store(folder, way), list(itertools.islice(boxes, 200)), patch_zyx)
         yield f"{way:<8} {cold[way] * 1e3:>9.1f} {warm[way] * 1e3:>10.1f} {1 / warm[way]:>16.0f}"
     best = min(cold, key=lambda way: cold[way])
     gain = max(cold.values()) / cold[best]
-    if best == auto or gain < CLEARLY:
-        yield f"verdict: leave data.io at auto, which takes {auto} here"
+    if best == "pread" or gain < CLEARLY:
+        yield "verdict: leave data.io at pread"
     else:
-        yield f"verdict: set data.io to {best}: cold reads are {gain:.1f} times as fast as with {auto}, which auto takes here"
+        yield f"verdict: set data.io to mmap, if this is a disk of the machine's own: cold reads are {gain:.1f} times as fast"
     if cold[best] > 3 * warm[best]:
         yield "         cold reads cost over 3 times warm ones: a copy on the node's own disk (data.stage) would help"
 

@@ -2,6 +2,7 @@
 
 import signal
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import lightning as L
 import torch
 import torch.distributed as dist
 
+from pants_dist.checkpoints import BEST, LAST, keep_previous
 from pants_dist.evaluate import ood_metrics, score_cases, validation_cases, write_tables
+from pants_dist.heartbeat import doing
 from pants_dist.loader import Loader
-from pants_dist.model import Segmenter
+from pants_dist.model import Segmenter, gathered
 from pants_dist.splits import Splits
 from pants_dist.store import Store
 from pants_dist.tracking import Tracker
@@ -40,6 +43,7 @@ class Logging(L.Callback):
         self.begun, self.from_step = time.perf_counter(), trainer.global_step
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        doing("logging")
         step, train = trainer.global_step, module.settings.train
         if step % train.log_every and step not in (self.loader.start + 1, train.steps):
             return
@@ -52,6 +56,7 @@ class Logging(L.Callback):
             "train/lr": module.learning_rate(step - 1),
             "train/samples_per_s": (step - self.from_step) * train.batch / elapsed,
             "loader/wait_fraction": min(waited / elapsed, 1.0),
+            "train/skipped_steps": module.skipped_steps,
             "loader/skipped": agreed(float(self.loader.skipped), dist.ReduceOp.SUM),
         })  # fmt: skip
         self.waited_s = self.loader.waited_s
@@ -73,14 +78,15 @@ class Validation(L.Callback):
         mine = cases[trainer.global_rank :: trainer.world_size]
         folder = self.tracker.run / "validation" / f"step={step:06d}"
         with module.averaged():
-            rows = gathered(list(score_cases(self.store, module, settings, mine, self.splits)))
-        metrics = ood_metrics(rows, settings.model.structures)
+            parts = gathered(list(score_cases(self.store, module, settings, mine, self.splits)))
+        rows = [row for part in parts for row in part]
+        metrics = ood_metrics(rows, settings.model.outputs.structures)
         if trainer.is_global_zero:
-            write_tables(folder, rows, settings.model.structures)
+            write_tables(folder, rows, settings.model.outputs.structures)
         self.tracker.log(step, metrics)
-        if (score := metrics.get("val/dsc", float("-inf"))) > self.best:
+        if (score := metrics.get(f"val/{settings.validation.best}", float("-inf"))) > self.best:
             self.best = score
-            trainer.save_checkpoint(self.tracker.run / "checkpoints" / "best.ckpt")
+            trainer.save_checkpoint(self.tracker.run / "checkpoints" / BEST)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}
@@ -89,20 +95,11 @@ class Validation(L.Callback):
         self.best = state["best"]
 
 
-def gathered(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of all ranks, on all ranks."""
-    if not dist.is_initialized():
-        return rows
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, rows)
-    return [row for part in parts for row in part]
-
-
 class Checkpoints(L.Callback):
-    """Saves last.ckpt every `train.checkpoint_minutes`, and at the end; marks it with the plan that it belongs to."""
+    """Saves last.ckpt every `train.checkpoint_minutes`, and at the end, with the plan and the network it belongs to."""
 
-    def __init__(self, path: Path, plan_digest: str) -> None:
-        self.path, self.plan_digest = path, plan_digest
+    def __init__(self, run: Path, plan_parts: dict[str, str], last_is_whole: bool) -> None:
+        self.run, self.plan_parts, self.last_is_whole = run, plan_parts, last_is_whole
         self.saved_at, self.saved_step = time.monotonic(), -1
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -115,11 +112,14 @@ class Checkpoints(L.Callback):
             self._save(trainer)
 
     def _save(self, trainer: L.Trainer) -> None:
-        trainer.save_checkpoint(self.path)
-        self.saved_at, self.saved_step = time.monotonic(), trainer.global_step
+        if trainer.is_global_zero and self.last_is_whole:
+            keep_previous(self.run)
+        doing("checkpoint")
+        trainer.save_checkpoint(self.run / "checkpoints" / LAST)
+        self.saved_at, self.saved_step, self.last_is_whole = time.monotonic(), trainer.global_step, True
 
-    def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["plan_digest"] = self.plan_digest
+    def on_save_checkpoint(self, trainer: L.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
+        checkpoint["plan"], checkpoint["model"] = self.plan_parts, asdict(module.settings.model)
 
 
 class Stopping(L.Callback):

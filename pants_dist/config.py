@@ -55,7 +55,7 @@ class Given(NamedTuple):
 
 def load(config: Path | str | None, overrides: Sequence[str]) -> Settings:
     """Settings from a YAML file (or the name of a shipped one, or None: the defaults), then `--section.setting VALUE` in
-    the order given.
+    the order given. A file that says `base: OTHER` begins with the settings of that file.
 
     Raises UserError for a file that cannot be read, an unknown name (with the nearest valid one) and a wrong type.
     """
@@ -88,14 +88,31 @@ _Yaml.yaml_implicit_resolvers = {
 _Yaml.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(?:true|True|false|False)$"), list("tTfF"))
 
 
-def _from_file(path: Path) -> Iterator[tuple[str, Given]]:
-    """Name and value of each setting in the file. Raises UserError, naming file and line, for an unknown one."""
+def _from_file(path: Path, above: tuple[Path, ...] = ()) -> Iterator[tuple[str, Given]]:
+    """Name and value of each setting in the file, after those of its base, which they replace. `above` have it for base.
+
+    Raises UserError, naming file and line, for an unknown one, and for a file that is its own base.
+    """
+    if path in above:
+        raise UserError(f"config {path}: is its own base; take the line out")
     try:
         loader = _Yaml(path.read_text(encoding="utf-8"))
         root = loader.get_single_node()
+        if base := _base_of(root):
+            beside = path.with_name(base)
+            yield from _from_file(beside if beside.is_file() else _found(base), (*above, path))
         yield from _flat(loader, root, "", path)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"config {path}: is not YAML ({' '.join(str(error).split())}); mend it") from error
+
+
+def _base_of(root: Any) -> str | None:
+    """The value of the line `base`, which is then taken out."""
+    pairs = root.value if isinstance(root, yaml.MappingNode) else []
+    found = [pair for pair in pairs if pair[0].value == "base"]
+    for pair in found:
+        pairs.remove(pair)
+    return str(found[0][1].value) if found else None
 
 
 def _flat(loader: _Yaml, node: Any, prefix: str, path: Path) -> Iterator[tuple[str, Given]]:

@@ -37,7 +37,7 @@ def demo(data: Path | None, out: Path) -> Path:
     train(console, store, out)
     run = out / "runs" / RUN
     rows = score(console, run, store)
-    structures = config.load(run / "config.yaml", []).model.structures
+    structures = config.load(run / "config.yaml", []).model.outputs.structures
     report.print_table(report.center_table(rows, structures), structures, console)
     page = run / "evaluation" / "report.html"
     _say_next(console, store, run, page)

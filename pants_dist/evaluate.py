@@ -5,7 +5,7 @@ Every case is scored once. Rows are appended to rows.jsonl as they come, so that
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,19 @@ from monai.inferers import sliding_window_inference
 from pants_dist import __version__, config, report
 from pants_dist.augment import resampled
 from pants_dist.casefile import AIR_HU, file_digest
+from pants_dist.checkpoints import best_checkpoint, read_checkpoint
 from pants_dist.config import Settings
 from pants_dist.disk import replacing
 from pants_dist.errors import UserError
+from pants_dist.heartbeat import doing
 from pants_dist.metrics import score_case
 from pants_dist.model import Intensity, Segmenter
 from pants_dist.pictures import draw_case
 from pants_dist.splits import SPLITS, Splits, read_split, splits_of
 from pants_dist.store import Store, open_store
 from pants_dist.structures import LESION, PANCREAS
-from pants_dist.transfer import AVERAGE, best_checkpoint
+from pants_dist.targets import PredictedMasks, holding, log_odds
+from pants_dist.transfer import AVERAGE
 
 COPIED = (
     "case",
@@ -52,15 +55,15 @@ class Scored:
 
     row: dict[str, Any]
     image_zyx: np.ndarray
-    reference: dict[str, np.ndarray]
-    prediction: dict[str, np.ndarray]
+    reference: Mapping[str, np.ndarray]
+    prediction: Mapping[str, np.ndarray]
     spacing_mm_zyx: tuple[float, float, float]
 
 
 def predict(
     model: Segmenter, image_zyx: np.ndarray, settings: Settings, spacing_mm_zyx: tuple[float, float, float]
 ) -> torch.Tensor:
-    """Logits (structures, z, y, x), float32 on the CPU, of CT in HU with this spacing: overlapping Gaussian windows.
+    """Logits (channels, z, y, x), float32 on the CPU, of CT in HU with this spacing: overlapping Gaussian windows.
 
     A network that was trained at a spacing of its own predicts at that; its logits are brought back linearly.
     """
@@ -90,14 +93,14 @@ def _scaled(step_zyx: list[float]) -> torch.Tensor:
 @torch.no_grad()
 def score(store: Store, model: Segmenter, settings: Settings, case: str, split: str, seen: bool) -> Scored:
     """Predict one case and compare it with its reference, in the source grid."""
-    structures = settings.model.structures
+    structures = settings.model.outputs.structures
     image, codes = store.read_patch(case, (0, 0, 0), store.shape_zyx(case))
     spacing = store.spacing_mm_zyx(case)
     logits = predict(model, image, settings, spacing)
-    table = store.lookup(case, structures).astype(bool)
+    table = holding(structures, store.palette(case), store.structures(case))
     reference = {name: table[:, n][codes] for n, name in enumerate(structures)}
-    prediction = {name: (logits[n] > 0).numpy() for n, name in enumerate(structures)}
-    strongest = float(logits[structures.index(LESION)].max()) if LESION in structures else None
+    prediction = PredictedMasks(model.target, logits)
+    strongest = float(log_odds(model.target, logits, LESION).max()) if LESION in structures else None
     annotated = set(store.value(case, "annotated"))
     row = {name: store.value(case, name) for name in COPIED}
     row |= {"split": split, "seen": seen, "status": "scored", "n_voxels": image.size, "spacing_z_mm": spacing[0]}
@@ -112,6 +115,7 @@ def score_cases(
     seen = seen_cases(store, splits)
     model.eval()
     for case in cases:
+        doing("validation")
         yield score(store, model, settings, case, splits.by_case[case], seen[case]).row
     model.train()
 
@@ -161,7 +165,7 @@ def write_tables(folder: Path, rows: list[dict[str, Any]], structures: tuple[str
 
 def load_model(checkpoint: Path, settings: Settings, store: Store) -> tuple[Segmenter, int]:
     """The trained model of a checkpoint, in evaluation mode, on the GPU if there is one; and the step it was saved at."""
-    saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    saved = read_checkpoint(checkpoint)
     model = Segmenter(settings, Intensity(**saved["intensity"]), store)
     model.load_state_dict(saved["state_dict"])
     if AVERAGE in saved:
@@ -197,7 +201,7 @@ def evaluate(
             done += 1
             if on_case:
                 on_case(done, total, rows.known[case])
-        tables.append(write_tables(folder, [rows.known[case] for case in cases], settings.model.structures))
+        tables.append(write_tables(folder, [rows.known[case] for case in cases], settings.model.outputs.structures))
         write_report(folder, tables[-1], settings, facts, [folder / "worst"])
     everything = pd.concat(tables, ignore_index=True)
     worst = [run / "evaluation" / split / "worst" for split in chosen]
@@ -310,4 +314,4 @@ def write_report(folder: Path, cases: pd.DataFrame, settings: Settings, facts: d
     found = (root / f"{row['case']}.png" for row in ordered for root in worst)
     pictures = [path for path in found if path.is_file()][:WORST]
     splits = ", ".join(dict.fromkeys(cases["split"]))
-    return report.write_report(folder, cases, settings.model.structures, {"Split": splits, **facts}, pictures)
+    return report.write_report(folder, cases, settings.model.outputs.structures, {"Split": splits, **facts}, pictures)

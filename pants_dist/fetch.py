@@ -1,7 +1,9 @@
-"""Two ways to get ranges of bytes of a file, chosen by where it lies.
+"""Two ways to get ranges of bytes of a file.
 
-A memory map is best on a local disk. On a network file system it faults page by page, and turns an I/O error or a
-truncated file into SIGBUS: there the ranges are read, several at once when they do not come from the page cache.
+Plain reads are safe anywhere, and several go at once when the bytes do not come from the page cache. A memory map saves
+their copy, which shows where the same few cases are read from the page cache again and again; with a new case for every
+patch, setting up and tearing down maps takes as long. On a network file system it faults page by page, and turns an I/O
+error or a truncated file into SIGBUS.
 """
 
 import mmap
@@ -15,8 +17,6 @@ from typing import Protocol
 
 import numpy as np
 
-# file systems of one machine, by their names in /proc/self/mountinfo; all others may be a network's
-LOCAL = frozenset(("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "ramfs", "overlay", "squashfs", "erofs"))
 PAGE = mmap.ALLOCATIONGRANULARITY
 THREADS = 16  # reads under way at once for one patch
 CACHED_S = 0.3e-3  # a read that took less came from memory: threads would only slow down the next
@@ -59,8 +59,9 @@ class Read:
         os.close(self.descriptor)
 
     def get(self, starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
-            os.posix_fadvise(self.descriptor, start, stop - start, os.POSIX_FADV_WILLNEED)
+        if len(starts) > 1:
+            for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
+                os.posix_fadvise(self.descriptor, start, stop - start, os.POSIX_FADV_WILLNEED)
         begins = np.concatenate([[0], np.cumsum(stops - starts)])
         data = _buffer(int(begins[-1]))
         view = data.data
@@ -100,25 +101,8 @@ def opened(how: str, descriptor: int, size: int) -> Fetch:
     return Mapped(descriptor, size) if how == "mmap" else Read(descriptor)
 
 
-@cache
-def way_for(folder: Path) -> str:
-    """ "mmap" where the folder's file system is this machine's own, else "pread"."""
-    return "mmap" if file_system(folder) in LOCAL else "pread"
-
-
 def forget(path: Path) -> None:
     """Put a file out of the page cache, as far as the kernel lets a user do that."""
     descriptor = os.open(path, os.O_RDONLY)
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     os.close(descriptor)
-
-
-def file_system(folder: Path, mounts: Path = Path("/proc/self/mountinfo")) -> str:
-    """Kind of the file system that a folder lies on, as Linux names it; "" where that cannot be told."""
-    place, longest, kind = str(folder.resolve()), -1, ""
-    for line in mounts.read_text().splitlines() if mounts.is_file() else ():
-        fields, _, rest = line.partition(" - ")
-        point = fields.split()[4].encode().decode("unicode_escape")  # a blank is written as \040
-        if len(point) >= longest and (place == point or place.startswith(point.rstrip("/") + "/")):
-            longest, kind = len(point), rest.split()[0]
-    return kind

@@ -21,6 +21,7 @@ from pants_dist import cluster
 from pants_dist.decode import block_means
 from pants_dist.errors import DamagedError
 from pants_dist.geometry import Geometry, Window, window_of
+from pants_dist.heartbeat import doing
 from pants_dist.plan import Plan, Sample
 from pants_dist.store import Store
 
@@ -248,14 +249,17 @@ class Loader:
 
     def __iter__(self) -> Iterator[list[MicroBatch]]:
         items = one_ahead(self._items())
-        for _ in range(self.start, self.stop):
+        for step in range(self.start, self.stop):
+            doing("reading" if step > self.start else "starting", step)
             begun = time.perf_counter()
             item = next(items)
             self.waited_s += time.perf_counter() - begun
+            doing("forward")
             for problem in (line for micro in item for line in micro.skipped):
                 self.skipped += 1
                 warnings.warn(f"data.on_damage: skip: {problem}", stacklevel=2)
             yield item
+            del item  # one_ahead gives its memory back
 
     def _items(self) -> Iterator[list[MicroBatch]]:
         requests = (request for step in range(self.start, self.stop) for request in self._requests(step))
@@ -272,13 +276,24 @@ class Loader:
 
 
 def one_ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """The items, each fetched by a thread while the one before it is used."""
+    """The items, each fetched by a thread while the one before it is used.
+
+    The thread also lets go of those that were used: to unmap shared memory takes longer than all else that is done here.
+    """
+    used: list[Item] = []
+
+    def fetched() -> Item | None:
+        used.clear()
+        return next(items, None)
+
     pool = ThreadPoolExecutor(1, "loader")
     try:
-        following = pool.submit(next, items, None)
+        following = pool.submit(fetched)
         while (item := following.result()) is not None:
-            following = pool.submit(next, items, None)
+            following = pool.submit(fetched)
             yield item
+            used.append(item)
+            del item
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 

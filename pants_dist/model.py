@@ -1,21 +1,24 @@
-"""The loss and the LightningModule. Images are (B, C, z, y, x); one output channel a structure, sigmoid."""
+"""The LightningModule: from micro-batches to patches, loss and weights. Images are (B, C, z, y, x)."""
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import lightning as L
 import numpy as np
 import torch
-from monai.losses import DiceLoss
-from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
+from torch import Tensor, distributed, nn
 
-from pants_dist.augment import augmented, resampled, swapped_left_right
+from pants_dist.augment import augmented, resampled
 from pants_dist.casefile import AIR_HU
 from pants_dist.config import Settings
-from pants_dist.networks import build_network, supervision_weights
+from pants_dist.errors import UserError
+from pants_dist.heartbeat import doing
+from pants_dist.losses import SegmentationLoss, deep_supervised
+from pants_dist.networks import build_network
 from pants_dist.optimizers import Average, learning_rate, make_optimizer
+from pants_dist.targets import finished, known, swapped_left_right, table
 from pants_dist.transfer import AVERAGE
 
 if TYPE_CHECKING:
@@ -43,15 +46,17 @@ class Intensity:
         return (hu.float().clamp(self.low_hu, self.high_hu) - self.mean_hu) / self.deviation_hu
 
 
-class DiceBCE(nn.Module):
-    """Dice + binary cross entropy, 1:1, each the mean over samples and structures: ranks do not change its value."""
+class Patches(NamedTuple):
+    """What a micro-batch is to the network: B samples, on its device."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.dice = DiceLoss(sigmoid=True, smooth_nr=1e-5, smooth_dr=1e-5)
+    images: Tensor  # (B, 1, z, y, x), float32, standardised
+    truth: Tensor  # (B, channels, z, y, x), bool
+    valid: Tensor  # (B, 1, z, y, x), bool: inside the scan
+    known: Tensor  # (B, channels), bool: annotated by the sample's dataset
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        return self.dice(logits, target) + binary_cross_entropy_with_logits(logits, target)
+    def only(self, number: int) -> "Patches":
+        """One of the samples alone."""
+        return Patches(*(tensor[number : number + 1] for tensor in self))
 
 
 class Segmenter(L.LightningModule):
@@ -62,17 +67,27 @@ class Segmenter(L.LightningModule):
         self.settings, self.intensity, self.store = settings, intensity, store
         self.automatic_optimization = False
         data = settings.data
-        self.network = build_network(settings.model, len(settings.model.structures), data.patch_zyx, data.spacing_mm_zyx)
-        self.dice_bce = DiceBCE()
+        self.target = settings.model.outputs
+        self.network = build_network(settings.model, len(self.target.channels), data.patch_zyx, data.spacing_mm_zyx)
+        self.criterion = SegmentationLoss(self.target, settings.train.batch_dice)
+        self.skipped_steps = 0  # for want of a finite gradient
         self.average: Average | None = None  # made on the device
         self._average_state: dict[str, Any] | None = None
 
     def forward(self, hu: Tensor) -> Any:
-        """Logits (B, structures, z, y, x) of CT in HU (B, 1, z, y, x); while training a list, finest resolution first."""
-        return self.network(self.intensity(hu))
+        """Logits (B, channels, z, y, x) of CT in HU (B, 1, z, y, x); while training a list, finest resolution first."""
+        with self.arithmetic():
+            return self.network(self.intensity(hu))
+
+    def arithmetic(self) -> AbstractContextManager[Any]:
+        """bf16 inside the block, where the settings and the device are for it; weights stay float32."""
+        wanted = self.settings.train.precision
+        if wanted == "auto":
+            wanted = "bf16" if self.device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=wanted == "bf16")
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Micro-batches stay in shared memory until their voxels are needed; `images_and_targets` moves them."""
+        """Micro-batches stay in shared memory until their voxels are needed; `patches` moves them."""
         return batch
 
     def training_step(self, batch: "list[MicroBatch]", batch_index: int) -> dict[str, Tensor]:
@@ -86,50 +101,70 @@ class Segmenter(L.LightningModule):
         for number, micro in enumerate(batch):
             strategy: Any = self.trainer.strategy
             with strategy.block_backward_sync() if number < len(batch) - 1 else torch.enable_grad():
+                doing("forward")
                 loss = self.loss(micro) * (len(micro.parts) / samples)
+                doing("backward")
                 self.manual_backward(loss)
             total += loss.detach()
+        doing("update")
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.optim.clip_norm)
+        if not math.isfinite(norm):  # alike on every rank: the gradients are
+            self._without_this_step(batch)
         optimizer.step()
         if self.average:
             self.average.update(self.network)
         return {"loss": total, "grad_norm": norm}
 
+    def _without_this_step(self, batch: "list[MicroBatch]") -> None:
+        """Leave the weights as they are, where train.on_nan is "skip". Else raises UserError, naming step and cases."""
+        if self.settings.train.on_nan == "skip":
+            self.skipped_steps += 1
+            return self.zero_grad(set_to_none=True)  # what has no gradient is not changed by the optimizer
+        with torch.no_grad():
+            pieces = [(part.sample.case, self.patches(micro).only(n)) for micro in batch for n, part in enumerate(micro.parts)]
+            mine = [case for case, patches in pieces if not math.isfinite(self.loss_of(patches))]
+        cases = [case for cases in gathered(mine) for case in cases]
+        where = f"the loss of case {', '.join(cases)}" if cases else "the gradient, though no case's own loss,"
+        raise UserError(
+            f"step {self.global_step + 1}: {where} is not a finite number; look at the case, lower optim.lr, or leave such "
+            "steps out (train.on_nan skip)"
+        )
+
     def loss(self, micro: "MicroBatch") -> Tensor:
         """Mean over the micro-batch's samples of Dice + cross entropy, weighed over the network's resolutions."""
-        images, targets = self.images_and_targets(micro)
-        heads = self.network(images)
-        weights = supervision_weights(len(heads))
-        at_size = [targets if head.shape == targets.shape else interpolate(targets, head.shape[2:]) for head in heads]
-        losses = [weight * self.dice_bce(*pair) for weight, *pair in zip(weights, heads, at_size, strict=True)]
-        return torch.stack(losses).sum()
+        return self.loss_of(self.patches(micro))
 
-    def images_and_targets(self, micro: "MicroBatch") -> tuple[Tensor, Tensor]:
-        """Network input (B, 1, z, y, x) and 0/1 targets (B, structures, z, y, x) of a micro-batch, augmented."""
-        patches = [self._patch(micro, number) for number in range(len(micro.parts))]
-        images = self.intensity(torch.stack([image for image, _ in patches]))
+    def loss_of(self, patches: Patches) -> Tensor:
+        """The same of patches."""
+        with self.arithmetic():
+            heads = self.network(patches.images)
+        return deep_supervised(self.criterion, heads, patches.truth, patches.valid, patches.known)
+
+    def patches(self, micro: "MicroBatch") -> Patches:
+        """A micro-batch's patches, cut out of their windows and augmented."""
+        cut = [self._patch(micro, number) for number in range(len(micro.parts))]
+        images, truth, valid, known = (torch.stack(tensors) for tensors in zip(*cut, strict=True))
+        images = self.intensity(images)
         if self.settings.augment.intensity:
             images = augmented(images, [part.sample.augment_seed for part in micro.parts])
-        return images, torch.stack([target for _, target in patches])
+        return Patches(images, truth, valid, known)
 
-    def _patch(self, micro: "MicroBatch", number: int) -> tuple[Tensor, Tensor]:
-        """HU (1, z, y, x) and masks (structures, z, y, x) of a sample's patch, each by one interpolation in its window.
-
-        Structures are looked up before they are interpolated, and are where over half of a voxel is.
-        """
-        part, size = micro.parts[number], self.settings.data.patch_zyx
+    def _patch(self, micro: "MicroBatch", number: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """HU (1, z, y, x), truth, validity and what is known of a sample's patch, each by one interpolation in its window."""
+        part, size, store = micro.parts[number], self.settings.data.patch_zyx, self.store
+        case = part.sample.case
         hu = torch.from_numpy(micro.image(number).astype(np.float32)).to(self.device)[None]
-        codes = torch.from_numpy(micro.codes(number).astype(np.int64)).to(self.device)
-        masks = self._table(part.sample.case)[codes].movedim(-1, 0)
         image = resampled(hu, torch.tensor(part.window.to_image, dtype=torch.float64), size, AIR_HU)
-        target = (resampled(masks, torch.tensor(part.window.to_codes, dtype=torch.float64), size, 0.0) >= 0.5).float()
+        codes = torch.from_numpy(micro.codes(number).astype(np.int64)).to(self.device)
+        lookup = torch.from_numpy(table(self.target, store.palette(case), store.structures(case))).to(self.device)
+        planes = lookup[codes].movedim(-1, 0)
+        planes = resampled(planes, torch.tensor(part.window.to_codes, dtype=torch.float64), size, 0.0)
+        truth, valid = finished(self.target, planes[None])
+        annotated = torch.from_numpy(known(self.target, store.value(case, "annotated"))).to(self.device)
         if part.window.to_image[2][2] < 0:
-            target = target[swapped_left_right(self.settings.model.structures)]
-        return image, target
-
-    def _table(self, case: str) -> Tensor:
-        table = self.store.lookup(case, self.settings.model.structures)
-        return torch.from_numpy(table).to(self.device, torch.float32)
+            sides = swapped_left_right(self.target.channels)
+            truth, annotated = truth[:, sides], annotated[sides]
+        return image, truth[0], valid[0], annotated
 
     def learning_rate(self, step: int) -> float:
         """Of step `step`, from 0."""
@@ -139,6 +174,10 @@ class Segmenter(L.LightningModule):
         return make_optimizer(self.settings.optim, self.network.parameters())
 
     def on_fit_start(self) -> None:
+        if self.device.type == "cuda":
+            self.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # torch's types lack it
+        if self.settings.train.compile:
+            self.network.compile()
         if self.settings.optim.ema is not None:
             self.average = Average(self.network, self.settings.optim.ema)
             if self._average_state:
@@ -149,9 +188,18 @@ class Segmenter(L.LightningModule):
         return self.average.applied(self.network) if self.average else nullcontext()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["intensity"] = asdict(self.intensity)
+        checkpoint |= {"intensity": asdict(self.intensity), "skipped_steps": self.skipped_steps}
         if self.average:
             checkpoint[AVERAGE] = self.average.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._average_state = checkpoint.get(AVERAGE)
+        self._average_state, self.skipped_steps = checkpoint.get(AVERAGE), checkpoint["skipped_steps"]
+
+
+def gathered(mine: Any) -> list[Any]:
+    """What each rank has, on all ranks, in their order."""
+    if not distributed.is_initialized():
+        return [mine]
+    parts: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(parts, mine)
+    return parts

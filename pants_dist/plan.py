@@ -12,13 +12,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 
 from pants_dist.errors import UserError
 
 SAMPLE_STREAM, EPOCH_STREAM = 0, 1  # independent generators under one seed
-ARITHMETIC = 2  # counts up when the same fields would give other samples; part of the digest
+ARITHMETIC = 3  # counts up when the same fields would give other samples; part of the digest
 
 
 @dataclass(frozen=True)
@@ -53,22 +54,34 @@ class Plan:
             raise UserError("plan: no cases to train on; check data.store, data.held_out_centers and data.val_fraction")
 
     @cached_property
+    def parts(self) -> dict[str, str]:
+        """sha256 of each thing that decides the samples; kept in each checkpoint, so that a resume on other data is refused."""
+        centred = self.foreground_fraction, sorted(self.structure_weights.items())
+        said: dict[str, Any] = {
+            "arithmetic": ARITHMETIC, "seed": self.seed, "batch": self.batch, "cases": self.cases,
+            "structures of the cases": [self.present[case] for case in self.cases], "centred patches": centred,
+        }  # fmt: skip
+        texts = {name: json.dumps(value).encode() for name, value in said.items()}
+        texts["weights of the cases"] = np.array(self.case_weights, "<f8").tobytes()
+        return {name: hashlib.sha256(text).hexdigest() for name, text in texts.items()}
+
+    @cached_property
     def digest(self) -> str:
-        """sha256 of everything that decides the samples; kept in each checkpoint, so that a resume on other data is refused."""
-        head = ARITHMETIC, self.seed, self.batch, self.foreground_fraction, sorted(self.structure_weights.items())
-        digest = hashlib.sha256(json.dumps(head).encode())
-        digest.update(json.dumps([(case, self.present[case]) for case in self.cases]).encode())
-        digest.update(np.array(self.case_weights, "<f8").tobytes())
-        return digest.hexdigest()
+        """sha256 of all the parts."""
+        return hashlib.sha256("".join(self.parts.values()).encode()).hexdigest()
 
     def sample(self, index: int, attempt: int = 0) -> Sample:
         """Sample number `index` of the run; later attempts are what takes its place where its case is damaged."""
-        drawn = words(self.seed, SAMPLE_STREAM, index, 8 * attempt + 8)[8 * attempt :]
-        which, centred, structure, z, y, x = uniform(drawn[:6])
+        drawn = words(self.seed, SAMPLE_STREAM, index, 7 * attempt + 7)[7 * attempt :]
+        which, structure, z, y, x = uniform(drawn[:5])
         case = self.cases[self._place(index, which) if attempt == 0 else self._any_place(which)]
-        named = self._structure(case, structure) if centred < self.foreground_fraction else None
-        draw, augment_seed = (drawn[6:] >> np.uint64(2)).tolist()
+        named = self._structure(case, structure) if self._centred(index) else None
+        draw, augment_seed = (drawn[5:] >> np.uint64(2)).tolist()
         return Sample(index, case, named, draw, (float(z), float(y), float(x)), augment_seed)
+
+    def _centred(self, index: int) -> bool:
+        """Whether a sample is centred on a structure: spread evenly, so that of any few samples the right share is."""
+        return int((index + 1) * self.foreground_fraction) > int(index * self.foreground_fraction)
 
     def _place(self, index: int, uniform: float) -> int:
         if self.case_weights:

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, get_type_hints
 from pants_dist.errors import UserError
 from pants_dist.strides import multiples_near, network_misfits
 from pants_dist.structures import LESION, PANCREAS
+from pants_dist.targets import Target, swapped_left_right, target_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +57,8 @@ class Data:
     """share of patches by value of any column of the manifest, like {phase: {Arterial: 0.5}}"""
     max_window_mb: int = 128
     """largest box of a case that is read for one patch; where a turn or zoom asks for more, it is made milder"""
-    io: Literal["auto", "mmap", "pread"] = "auto"
-    """how files are read: mmap suits local disks, pread network file systems; auto: by the kind of file system"""
+    io: Literal["pread", "mmap"] = "pread"
+    """how files are read; mmap may be faster for few cases on a local disk, see "pants-dist bench read" """
     on_damage: Literal["raise", "skip"] = "raise"
     """a case whose bytes are wrong ends the run, or another patch takes the place of its own, which is counted"""
     stage: str | None = None
@@ -68,6 +69,12 @@ class Data:
 
 FROZEN = (  # what of Data a frozen split fixes
     "held_out_centers", "held_out_fraction", "leave_one_center_out", "pools", "unknown", "subset", "val_fraction",
+)  # fmt: skip
+
+
+MAY_CHANGE = (  # of a run that exists: who reads and who computes, never what is learnt
+    "train.ranks", "train.micro_batch", "train.log_every", "train.checkpoint_minutes", "train.compile", "loader.kind",
+    "loader.readers", "loader.ahead", "data.io", "data.stage", "data.stage_gb", "tracking.wandb",
 )  # fmt: skip
 
 
@@ -91,14 +98,21 @@ class Model:
 
     name: Literal["unet", "dynunet", "segresnet_ds", "swin_unetr", "mednext"] = "unet"
     """network, from MONAI; dynunet is nnU-Net's. All but unet and swin_unetr learn at several resolutions"""
+    target: Literal["two_class", "all_28", "regions"] = "regions"
+    """what is learnt. two_class: pancreas and lesion, softmax; all_28: PanTS's 28, softmax; regions: sigmoid"""
     structures: tuple[str, ...] = ("liver", PANCREAS, LESION)
-    """structures to segment, one output channel each; they may overlap"""
+    """with target regions: the structures to segment, one output channel each; they may overlap"""
     channels: tuple[int, ...] = (16, 32, 64, 128)
     """feature channels of each level, finest first (swin_unetr: of its four transformer stages)"""
     blocks: tuple[int, ...] = (1,)
     """residual blocks of each level, the last number for all that follow; 0: plain convolutions (unet, dynunet)"""
     expansion: tuple[int, ...] = (2,)
     """mednext: how many times wider its blocks are inside, for each level like model.blocks"""
+
+    @property
+    def outputs(self) -> Target:
+        """The network's output channels. Raises UserError where `structures` are none, or one twice."""
+        return target_of(self.target, self.structures)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +167,14 @@ class Train:
     """run folder or checkpoint whose weights a new run begins with, by structure; null: random ones"""
     checkpoint_minutes: float = 10.0
     """minutes between checkpoints: what a killed run loses at most"""
+    batch_dice: bool = False
+    """Dice of all patches that the ranks work on at once, taken as one, instead of each patch's own"""
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """of the network's arithmetic; auto: bf16 where the GPU has it. Weights and loss are always float32"""
+    compile: bool = False
+    """torch.compile the network: minutes at the start, faster steps on a GPU"""
+    on_nan: Literal["stop", "skip"] = "stop"
+    """a step whose loss or gradient is no number ends the run, naming step and case, or is left out and counted"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +187,8 @@ class Validation:
     """cases of seen and of held-out centers that are scored each time, spread over centers; null: all"""
     overlap: float = 0.5
     """overlap of neighbouring windows when a whole case is predicted, as a share of the patch"""
+    best: str = "dsc"
+    """what decides which checkpoint is the best, on seen centers alone: dsc (the mean), or one structure's like dsc/pancreas"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,11 +303,14 @@ def _misfits(settings: Settings) -> Iterator[str]:
         yield f"train.batch is {train.batch}, which {train.ranks} ranks (train.ranks) cannot share evenly; use {fits}"
     if len(ways := _held_out_by(data)) > 1:
         yield f"data.{ways[0]} and data.{ways[1]} both say which centers are held out; keep one of them"
-    yield from _augment_misfits(settings.augment)
-    if not model.structures or len(set(model.structures)) < len(model.structures):
-        yield f"model.structures is {list(model.structures)}; name one structure or more, each once"
-    if stray := sorted(set(data.structure_weights) - set(model.structures)):
-        yield f"data.structure_weights: {stray[0]!r} is not among model.structures ({', '.join(model.structures)})"
+    if model.target != "regions" and model.structures != Model.structures:
+        yield f"model.structures is set, but model.target {model.target} has its own; leave it out, or use target regions"
+    names = model.outputs.structures
+    yield from _augment_misfits(settings.augment, names)
+    if stray := sorted(set(data.structure_weights) - set(names)):
+        yield f"data.structure_weights: {stray[0]!r} is not among the structures learnt ({', '.join(names)})"
+    if settings.validation.best not in (choices := ["dsc", *(f"dsc/{name}" for name in names)]):
+        yield f"validation.best is {settings.validation.best!r}; use one of {', '.join(choices)}"
     if any(not 0 <= weight < math.inf for weight in data.structure_weights.values()):
         yield f"data.structure_weights is {data.structure_weights}; each must be 0 or more"
     yield from network_misfits(model, data.patch_zyx, data.spacing_mm_zyx)
@@ -294,9 +321,14 @@ def _held_out_by(data: Data) -> list[str]:
     return [name for name in ways if getattr(data, name) not in ((), None)]
 
 
-def _augment_misfits(augment: Augment) -> Iterator[str]:
+def _augment_misfits(augment: Augment, structures: tuple[str, ...]) -> Iterator[str]:
     low, high = augment.scale
     if low > high:
         yield f"augment.scale is {[low, high]}; the smaller one comes first"
     if set(augment.mirror) - set("zyx") or len(set(augment.mirror)) < len(augment.mirror):
         yield f"augment.mirror is {augment.mirror!r}; use some of the letters z, y, x, each once"
+    if "x" in augment.mirror:
+        try:
+            swapped_left_right(structures)
+        except UserError as error:
+            yield f"augment.mirror is {augment.mirror!r}: {error}"

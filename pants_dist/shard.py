@@ -183,7 +183,7 @@ def read_index(tail: bytes, shape_zyx: tuple[int, ...]) -> np.ndarray:
     table = tail[:-CHECKSUM]
     if checksum(table) != tail[-CHECKSUM:]:
         raise BadChecksum("the chunk index")
-    return np.frombuffer(table, "<u8").astype(np.int64).reshape(*grid_of(shape_zyx), 2)  # 2^64-1 becomes -1
+    return np.frombuffer(table, "<i8").reshape(*grid_of(shape_zyx), 2)  # 2^64-1 becomes -1
 
 
 def touched(
@@ -198,7 +198,8 @@ def touched(
     (z, z_end), (y, y_end), (x, x_end) = spans
     entries = index[z:z_end, y:y_end, x:x_end]
     chunks = np.empty((*entries.shape[:3], 3), np.int64)
-    chunks[..., 0], chunks[..., 1], chunks[..., 2] = np.ogrid[z:z_end, y:y_end, x:x_end]
+    chunks[..., 0], chunks[..., 2] = np.arange(z, z_end)[:, None, None], np.arange(x, x_end)
+    chunks[..., 1] = np.arange(y, y_end)[:, None]
     offsets, sizes = np.ascontiguousarray(entries.reshape(-1, 2).T)
     return chunks.reshape(-1, 3), offsets, sizes
 

@@ -27,7 +27,6 @@ import pyarrow.parquet as pq
 from pants_dist.casefile import FORMAT_VERSION, LAYOUT, RECORD, read_record, row_of, write_case
 from pants_dist.disk import replacing, sync_folder
 from pants_dist.errors import DamagedError, UserError
-from pants_dist.fetch import way_for
 from pants_dist.opencase import Layout, OpenCase
 from pants_dist.stage import Stage
 
@@ -62,11 +61,11 @@ def manifest_digest(table: pa.Table) -> str:
     return digest.hexdigest()
 
 
-def open_store(path: str | os.PathLike, io: str = "auto", stage: Stage | None = None) -> "Store":
+def open_store(path: str | os.PathLike, io: str = "pread", stage: Stage | None = None) -> "Store":
     """Open a converted dataset for reading. Raises UserError where it is missing, incomplete or of another version.
 
-    `io` is how bytes are fetched: "mmap", "pread", or "auto" by the file system (fetch.py). With `stage`, cases are read
-    from copies on the node's own disk.
+    `io` is how bytes are fetched: "pread" or "mmap" (fetch.py). With `stage`, cases are read from copies on the node's own
+    disk.
     """
     folder = Path(path)
     manifest = folder / "manifest.parquet"
@@ -147,6 +146,10 @@ class Store:
         patterns = {name: f'"{re.escape(name)}": *[1-9]' for name in structures}
         found = {name: pc.match_substring_regex(texts, pattern).to_numpy(False) for name, pattern in patterns.items()}
         return pd.DataFrame(found, self.cases, dtype=bool)
+
+    def annotated(self) -> set[str]:
+        """Every structure that is annotated in some case."""
+        return set(pc.unique(self._column("annotated").flatten()).to_pylist())
 
     def value(self, case: str, column: str) -> Any:
         """One cell of the manifest; raises UserError for a case that the store does not have."""
@@ -265,7 +268,7 @@ class Store:
         layout, path = self.layout(case), self.case_path(case)
         if self.stage:
             path = self.stage.path_of(path, layout.file_bytes, self.value(case, "sha256"))
-        file = OpenCase(path, case, layout, way_for(path.parent) if self.io == "auto" else self.io)
+        file = OpenCase(path, case, layout, self.io)
         with self._lock:
             self._open[case] = file
             while len(self._open) > OPEN_CASES:

@@ -10,24 +10,24 @@ import sys
 import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy
 
 from pants_dist import __version__, cluster, config
 from pants_dist.callbacks import STOP_REQUEST, Checkpoints, Logging, Stopping, Validation
+from pants_dist.checkpoints import LAST, PlainCheckpoints, last_checkpoint, resume_step
 from pants_dist.config import Data, Settings
-from pants_dist.disk import replacing
 from pants_dist.errors import UserError
 from pants_dist.evaluate import validation_cases
 from pants_dist.geometry import Geometry
+from pants_dist.heartbeat import Heartbeat
 from pants_dist.loader import Loader, Reader, make_source
 from pants_dist.model import Intensity, Segmenter
 from pants_dist.plan import Plan
+from pants_dist.settings import MAY_CHANGE
 from pants_dist.splits import Splits, splits_of
 from pants_dist.stage import Stage
 from pants_dist.store import Store, open_store
@@ -49,7 +49,8 @@ def train(settings: Settings, run: Path) -> None:
     plan = plan_of(store, settings, splits)
     module = Segmenter(settings, intensity_of(store, plan.cases), store)
 
-    start = resume_step(last_checkpoint(run), plan)
+    checkpoint = last_checkpoint(run)
+    start = resume_step(checkpoint, plan, asdict(settings.model))
     if settings.train.init_from and not start:
         load_weights(settings, module.network, read_weights(settings.train.init_from))
     loader = loader_of(store, plan, settings, rank, ranks, start)
@@ -57,12 +58,15 @@ def train(settings: Settings, run: Path) -> None:
 
     between_steps = [
         Logging(tracker, loader), Validation(tracker, store, splits),
-        Checkpoints(last_checkpoint(run), plan.digest), Stopping(run),
+        Checkpoints(run, plan.parts, checkpoint.name == LAST), Stopping(run),
     ]  # fmt: skip
     trainer = trainer_of(settings.train.steps, ranks, between_steps)
     tracker.state("running", start)
-    trainer.fit(module, loader, ckpt_path=str(last_checkpoint(run)) if start else None, weights_only=True)
+    heartbeat = Heartbeat(rank, ranks)
+    heartbeat.start()
+    trainer.fit(module, loader, ckpt_path=str(checkpoint) if start else None, weights_only=True)
     tracker.state("finished" if trainer.global_step >= settings.train.steps else "stopped", trainer.global_step)
+    heartbeat.stop()
     tracker.close()
 
 
@@ -97,18 +101,17 @@ def geometry_of(settings: Settings) -> Geometry:
     return Geometry(data.patch_zyx, data.spacing_mm_zyx, *turns, data.max_window_mb << 20)
 
 
-def last_checkpoint(run: Path) -> Path:
-    """Where a run's newest checkpoint lies, once there is one."""
-    return run / "checkpoints" / "last.ckpt"
-
-
 def plan_of(store: Store, settings: Settings, splits: Splits) -> Plan:
     """The plan of a run: training cases of the split, and what a patch of each may be centred on."""
     data = settings.data
     cases = tuple(splits.by_case.index[splits.by_case == "train"].tolist())
     rows = store.frame("center", *data.shares).loc[list(cases)]
     rows["lesion"] = store.holding(LESION)[LESION]
-    names = settings.model.structures
+    names = settings.model.outputs.structures
+    if stray := sorted(set(names) - (annotated := store.annotated())):
+        raise UserError(
+            f"model.structures: {stray[0]!r} is annotated in no case of {store.path}; it has {', '.join(sorted(annotated))}"
+        )
     has = store.holding(*names).loc[list(cases)].to_numpy().tolist()
     present = {case: tuple(itertools.compress(names, row)) for case, row in zip(cases, has, strict=True)}
     requests = requests_of(rows, data)
@@ -129,32 +132,6 @@ def intensity_of(store: Store, cases: tuple[str, ...]) -> Intensity:
     return Intensity.of(hu)
 
 
-def resume_step(checkpoint: Path, plan: Plan) -> int:
-    """The step to go on from; 0 without a checkpoint. Raises UserError where the checkpoint belongs to another plan."""
-    if not checkpoint.is_file():
-        return 0
-    saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    if saved["plan_digest"] != plan.digest:
-        raise UserError(
-            f"{checkpoint}: was trained on another plan (cases, seed, batch or weights differ); "
-            "use the settings and the store it began with, or another --run-name"
-        )
-    return int(saved["global_step"])
-
-
-class PlainCheckpoints(TorchCheckpointIO):
-    """Checkpoints appear whole or not at all, and are read as plain data, never as code."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as file:
-            torch.save(checkpoint, file)
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
-        return torch.load(path, map_location=map_location, weights_only=True)
-
-
 def launch(settings: Settings, name: str) -> int:
     """Start or resume the run `settings.runs`/`name` on this machine; returns the exit code.
 
@@ -172,7 +149,7 @@ def launch(settings: Settings, name: str) -> int:
             "data.val_fraction, or hold a center out (data.held_out_centers)"
         )
     run = prepare_run(settings, name, f"store digest {store.digest}; split: {splits.in_words()}")
-    if resume_step(last_checkpoint(run), plan) >= settings.train.steps:
+    if resume_step(last_checkpoint(run), plan, asdict(settings.model)) >= settings.train.steps:
         return 0
     ranks = settings.train.ranks
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
@@ -208,16 +185,18 @@ def _found_from_anywhere(data: Data, store: Store) -> Data:
 def prepare_run(settings: Settings, name: str, about: str) -> Path:
     """The run folder with its config.yaml, which begins with `about`, a line on what the run is trained on.
 
-    In a folder that exists, only `train.steps` may differ, and only grow.
+    In a folder that exists, `train.steps` may only grow, and of the others only settings.MAY_CHANGE may differ.
     """
     run = Path(settings.runs) / name
     path = run / "config.yaml"
     if path.is_file():
         before = config.load(path, [])
+        together = {"train.ranks", "train.micro_batch"} if settings.train.batch_dice else set()  # they share a Dice
+        may_change = set(MAY_CHANGE) - together
         changed = [
             (key, old, new)
             for key, old, new in config.difference(before, settings)
-            if key != "train.steps" or new < old
+            if key not in may_change and (key != "train.steps" or new < old)
         ]
         if changed:
             key, old, new = changed[0]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pants_dist import config
+from pants_dist.checkpoints import best_checkpoint
 from pants_dist.errors import UserError
 from pants_dist.networks import build_network
 from pants_dist.settings import Settings
@@ -57,14 +58,8 @@ def read_weights(source: str | Path) -> Weights:
     if not tensors:
         raise UserError(f"train.init_from {path}: no weights in it; give a run folder or a checkpoint")
     settings = path.parent.parent / "config.yaml"
-    structures = config.load(settings, []).model.structures if settings.is_file() else None
+    structures = config.load(settings, []).model.outputs.channels if settings.is_file() else None
     return Weights(path, tensors, structures)
-
-
-def best_checkpoint(run: Path) -> Path | None:
-    """A run folder's best checkpoint, or the last where no validation chose one; None before there is any."""
-    choices = (run / "checkpoints" / name for name in ("best.ckpt", "last.ckpt"))
-    return next((path for path in choices if path.is_file()), None)
 
 
 def _checkpoint(source: Path) -> Path:
@@ -89,7 +84,7 @@ def load_weights(settings: Settings, network: nn.Module, source: Weights) -> Loa
     Tensors with output channels are copied channel by channel, by the names of the structures; a structure that the
     source does not have keeps its fresh weights. Raises UserError, saying what differs, where less than half fits.
     """
-    mine, theirs = settings.model.structures, source.structures or ()
+    mine, theirs = settings.model.outputs.channels, source.structures or ()
     shared = tuple(name for name in mine if name in theirs)
     axes, state = _structure_axes(settings, network), network.state_dict()
     lengths = {name: _lengths(tensor, axes[name], len(theirs)) for name, tensor in state.items()}
@@ -128,7 +123,7 @@ def _structure_axes(settings: Settings, network: nn.Module) -> dict[str, tuple[i
     """The axes of each tensor that are as long as there are structures: those that grow in a network with one more."""
     model, data = settings.model, settings.data
     with torch.random.fork_rng(devices=[]):
-        wider = build_network(model, len(model.structures) + 1, data.patch_zyx, data.spacing_mm_zyx).state_dict()
+        wider = build_network(model, len(model.outputs.channels) + 1, data.patch_zyx, data.spacing_mm_zyx).state_dict()
     return {
         name: tuple(axis for axis, length in enumerate(tensor.shape) if length != wider[name].shape[axis])
         for name, tensor in network.state_dict().items()

@@ -1,6 +1,7 @@
 """A small real store for tests: blobs in noise, three centers, every file written by the store's own writer."""
 
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,18 @@ ODD_SHAPES = [(40, 70, 33), (5, 7, 9), (32, 32, 32), (64, 1, 97), (33, 100, 65)]
 PALETTE = [0, 1 << LIVER, 1 << PANCREAS, 1 << PANCREAS | 1 << LESION]
 
 
-def make_store(folder: Path, cases: int = 6, centers: int = 3, edge: int = 36, seed: int = 0) -> Path:
-    """A store of `cases` cases of about edge^3 voxels: liver, pancreas and (in every second case) a lesion in it."""
+def make_store(
+    folder: Path, cases: int = 6, centers: int = 3, edge: int = 36, seed: int = 0, datasets: tuple[str, ...] = ("PanTS",)
+) -> Path:
+    """A store of `cases` cases of about edge^3 voxels: liver, pancreas and (in every second case) a lesion in it.
+
+    Datasets other than PanTS have annotated pancreas and lesion alone.
+    """
     (folder / "cases").mkdir(parents=True)
     rows = [
-        write_small_case(folder, number, f"Center {'ABCDEFGH'[number % centers]}", edge, seed)
+        write_small_case(
+            folder, number, f"Center {'ABCDEFGH'[number % centers]}", edge, seed, datasets[number // 2 % len(datasets)]
+        )
         for number in range(cases)
     ]
     write_manifest(folder, rows)
@@ -52,7 +60,22 @@ def plan_of(store: Store, settings: Settings) -> Plan:
     return train.plan_of(store, settings, splits_of(store, settings.data))
 
 
-def write_small_case(folder: Path, number: int, center: str, edge: int, seed: int) -> dict:
+def trained_here(wanted: Settings, name: str) -> Path:
+    """The run, trained on one rank in this very process, which spares it the time that launching takes."""
+    from pants_dist import train  # takes seconds
+
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    run = train.prepare_run(wanted, name, "")
+    try:
+        train.train(wanted, run)
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+    return run
+
+
+def write_small_case(folder: Path, number: int, center: str, edge: int, seed: int, dataset: str = "PanTS") -> dict:
     rng = np.random.default_rng([seed, number])
     shape = tuple(int(n) for n in rng.integers(edge - 4, edge + 5, 3))
     codes = np.zeros(shape, np.uint8)
@@ -66,10 +89,11 @@ def write_small_case(folder: Path, number: int, center: str, edge: int, seed: in
     case = f"PanTS_{number + 1:08d}"
     present = {"liver": codes == 1, "pancreas": codes >= 2, "pancreatic_lesion": codes == 3}
     record = {name: None for name in RECORD.names} | {
-        "case": case, "dataset": "PanTS", "official_split": "train", "center": center, "center_kind": "single",
+        "case": case, "dataset": dataset, "official_split": "train", "center": center, "center_kind": "single",
         "metadata": "{}",
         "spacing_mm_zyx": [2.0, 1.0, 1.0], "palette": [hex(mask) for mask in PALETTE], "structures": list(PANTS),
-        "annotated": list(PANTS), "voxels": json.dumps({name: int(mask.sum()) for name, mask in present.items()}),
+        "annotated": list(PANTS) if dataset == "PanTS" else ["pancreas", "pancreatic_lesion"],
+        "voxels": json.dumps({name: int(mask.sum()) for name, mask in present.items()}),
         "foreground_hu": rng.choice(image[codes > 0], 256).astype(float).tolist(), "sources": "[]", "notes": [],
     }  # fmt: skip
     foreground = {name: np.argwhere(mask)[:500] for name, mask in present.items() if mask.any()}

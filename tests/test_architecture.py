@@ -10,17 +10,16 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 ORDER = [  # a module imports only from those that stand after it
     "__main__", "cli", "parser", "demo", "doctor", "submit", "dashboard", "info", "freeze", "bench", "train", "callbacks",
-    "evaluate",
-    "model", "losses", "transfer", "networks", "optimizers", "augment", "results", "report", "phantom", "scanner", "anatomy",
-    "shapes", "conversion", "loader", "cluster", "store", "opencase", "casefile", "decode", "native", "shard", "stage", "fetch",
-    "geometry", "plan", "weights", "cohort", "pictures", "figures", "comparisons", "gaps", "detection", "roc", "resampling",
-    "stats", "metrics", "surface", "surfels", "progress", "tracking", "splits", "duplicates", "cases", "config", "settings",
-    "targets", "strides", "structures", "disk", "errors",
+    "evaluate", "model", "losses", "transfer", "checkpoints", "networks", "optimizers", "augment", "results", "report",
+    "phantom", "scanner", "anatomy", "shapes", "conversion", "loader", "cluster", "store", "opencase", "casefile", "decode",
+    "native", "shard", "stage", "fetch", "geometry", "plan", "weights", "cohort", "pictures", "figures", "comparisons",
+    "gaps", "detection", "roc", "resampling", "stats", "metrics", "surface", "surfels", "progress", "tracking", "heartbeat",
+    "splits", "duplicates", "cases", "config", "settings", "targets", "strides", "structures", "disk", "errors",
 ]  # fmt: skip
 OWNERS = {
     "zarr": {"store"},
     "ray": {"cluster", "loader"},
-    "lightning": {"model", "train", "callbacks"},
+    "lightning": {"model", "train", "callbacks", "checkpoints"},
     "wandb": {"tracking"},
     "nibabel": {"conversion.nifti"},
 }

@@ -8,9 +8,10 @@ from scipy import ndimage, stats
 from torch import Tensor
 
 from pants_dist import augment
-from pants_dist.augment import Intensities, Triple, augmented, resampled, swapped_left_right
+from pants_dist.augment import Intensities, Triple, augmented, resampled
 from pants_dist.errors import UserError
 from pants_dist.structures import LESION, PANCREAS, PANTS
+from pants_dist.targets import swapped_left_right
 
 OUTSIDE = -1024.0
 ALL = Intensities(0.07, (0.55, 0.8, 0.95), 0.85, 1.2, 0.6, 0.8, 1.4)

@@ -35,6 +35,20 @@ def test_overrides_win_over_the_file_and_the_file_over_defaults(written) -> None
     assert settings == expected
 
 
+def test_a_file_may_begin_with_the_settings_of_another(written, tmp_path: Path) -> None:
+    """`base` is a file beside it or a shipped one; its settings are replaced one by one. A ring of bases is refused."""
+    (tmp_path / "below.yaml").write_text("base: debug.yaml\ndata: {store: a, val_fraction: 0.3}\n")
+    settings = config.load(written("base: below.yaml\ndata:\n  store: b\n"), [])
+    debug = config.load("debug", [])
+    assert (settings.data.store, settings.data.val_fraction) == ("b", 0.3)
+    assert settings.train == debug.train and settings.model == debug.model
+    (tmp_path / "below.yaml").write_text("base: x.yaml\n")
+    with pytest.raises(UserError, match=r"x.yaml: is its own base"):
+        config.load(tmp_path / "x.yaml", [])
+    with pytest.raises(UserError, match="config nowhere.yaml: no such file"):
+        config.load(written("base: nowhere.yaml\n"), [])
+
+
 def test_words_of_yaml_mean_what_they_say(written) -> None:
     """`off` is a word and no boolean, `null` is nothing, in the file and on the command line alike."""
     path = written("data: {store: a}\ntracking: {wandb: off}\nvalidation: {every: 5}\n")
@@ -156,7 +170,7 @@ MISFITS = [
     (["--optim.momentum", "1"], r"momentum is 1\.0; it must be 0 or more and below 1"),
     (["--optim.ema", "1"], r"ema is 1\.0; it must be 0 or more and below 1"),
     (["--model.structures", "[]"], "name one structure or more"),
-    (["--model.structures", "[liver, liver]"], "each once"),
+    (["--model.structures", "[liver, liver]"], "liver is named 2 times; name it once"),
     (["--train.steps", "0"], "train.steps is 0; it must be 1 or more"),
     (["--validation.every", "0"], "validation.every is 0; it must be 1 or more"),
     (["--optim.lr", "-1"], r"optim\.lr is -1\.0; it must be above 0"),

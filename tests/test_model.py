@@ -8,6 +8,7 @@ import torch
 from small import make_store
 
 from pants_dist import config
+from pants_dist.errors import UserError
 from pants_dist.evaluate import predict
 from pants_dist.geometry import Geometry
 from pants_dist.loader import Reader
@@ -39,13 +40,17 @@ def test_without_changes_the_network_sees_the_voxels_of_the_store(store: Store) 
     """The input is the standardised HU and the targets are the masks of the patch, air and nothing where it overhangs."""
     wanted = settings("--data.patch_zyx=[48, 16, 32]")
     module, micro = Segmenter(wanted, INTENSITY, store), micro_of(store, wanted)
-    images, targets = module.images_and_targets(micro)
+    patches = module.patches(micro)
+    images, targets = patches.images, patches.truth
     for number, part in enumerate(micro.parts):
         corner = tuple(round(c + row[3]) for c, row in zip(part.window.corner_zyx, part.window.to_image, strict=True))
         image, codes = store.read_patch(part.sample.case, corner, (48, 16, 32))
         assert torch.equal(images[number, 0], INTENSITY(torch.from_numpy(image.astype(np.float32))))
         masks = store.lookup(part.sample.case, wanted.model.structures)[codes]
         assert np.array_equal(targets[number].numpy(), np.moveaxis(masks, -1, 0))
+        inside = np.zeros((48, 16, 32), bool)
+        inside[tuple(slice(max(-c, 0), n - c) for c, n in zip(corner, store.shape_zyx(part.sample.case), strict=True))] = True
+        assert np.array_equal(patches.valid[number, 0].numpy(), inside) and not inside.all()
 
 
 def test_turned_and_resampled_targets_follow_the_image(store: Store) -> None:
@@ -55,10 +60,10 @@ def test_turned_and_resampled_targets_follow_the_image(store: Store) -> None:
     module, agreed = Segmenter(wanted, INTENSITY, store), []
     for index in range(0, 24, 2):
         micro = micro_of(store, wanted, index)
-        images, targets = module.images_and_targets(micro)
+        images, targets, valid, _ = module.patches(micro)
         assert images.shape == (2, 1, 16, 16, 32) and targets.shape == (2, 3, 16, 16, 32)
-        hu, liver = images[:, 0] * 80 + 60, targets[:, 0].bool()
-        agreed += [float((hu[liver] > 50).float().mean()), float((hu[~targets.any(1)] < 20).float().mean())]
+        hu, liver = images[:, 0] * 80 + 60, targets[:, 0]
+        agreed += [float((hu[liver] > 50).float().mean()), float((hu[~targets.any(1) & valid[:, 0]] < 20).float().mean())]
     assert np.nanmean(agreed) > 0.9
 
 
@@ -68,8 +73,9 @@ def test_a_left_right_flip_needs_pairs(store: Store) -> None:
     module = Segmenter(paired, INTENSITY, store)
     flipped = [micro_of(store, paired, index).parts[0].window.to_image[2][2] < 0 for index in range(20)]
     assert 3 < sum(flipped) < 17
-    _, targets = module.images_and_targets(micro_of(store, paired, flipped.index(True)))
-    assert targets.shape[1] == 3
+    assert module.patches(micro_of(store, paired, flipped.index(True))).truth.shape[1] == 3
+    with pytest.raises(UserError, match="augment.mirror is 'x': there is kidney_left but no kidney_right"):
+        config.check(settings("--augment.mirror=x", '--model.structures=["kidney_left", "liver"]'))
 
 
 @pytest.mark.parametrize("spacing", ["null", "[1.0, 1.0, 1.0]", "[2.0, 2.0, 2.0]"])
@@ -101,11 +107,11 @@ def test_intensity_changes_are_those_of_the_sample(store: Store) -> None:
     module, other = Segmenter(wanted, INTENSITY, store), Segmenter(plain, INTENSITY, store)
     differ = 0
     for index in range(12):
-        (images, targets), (second, _) = (module.images_and_targets(micro_of(store, wanted, n)) for n in (index, index + 1))
-        assert torch.equal(images[1], second[0])
-        before, same = other.images_and_targets(micro_of(store, plain, index))
-        assert torch.equal(targets, same)
-        differ += not torch.equal(images, before)
+        changed, following = (module.patches(micro_of(store, wanted, n)) for n in (index, index + 1))
+        assert torch.equal(changed.images[1], following.images[0])
+        before = other.patches(micro_of(store, plain, index))
+        assert torch.equal(changed.truth, before.truth)
+        differ += not torch.equal(changed.images, before.images)
     assert differ > 3
 
 

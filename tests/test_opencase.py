@@ -10,7 +10,7 @@ from small import ODD_SHAPES, make_odd_store, make_store
 
 from pants_dist import decode, store
 from pants_dist.errors import DamagedError
-from pants_dist.fetch import Read, file_system, way_for
+from pants_dist.fetch import Read
 from pants_dist.store import Store, open_store
 
 WAYS = ("mmap", "pread")
@@ -144,23 +144,3 @@ def test_open_files_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         handles = [os.path.realpath(path) for path in Path("/proc/self/fd").iterdir()]
         ours = sorted(name for name in handles if name.startswith(str(tmp_path / way)) and name.endswith(".ozx"))
         assert ours == [str(opened.case_path(case)) for case in opened.cases[3:]]
-
-
-MOUNTS = r"""22 1 0:20 / / rw,relatime shared:1 - ext4 /dev/root rw
-31 22 0:30 / /lustre rw shared:2 - lustre 10.0.0.1@o2ib:/fs rw
-32 31 0:31 / /lustre/fast\040disk rw - xfs /dev/nvme0 rw
-33 22 0:32 / /home rw - nfs4 server:/home rw
-"""
-
-
-@pytest.mark.parametrize("folder, kind", [
-    ("/data/store", "ext4"), ("/lustre/store", "lustre"), ("/lustre/fast disk/s", "xfs"), ("/home", "nfs4"),
-    ("/homework/s", "ext4"),
-])  # fmt: skip
-def test_the_kind_of_file_system_decides(tmp_path: Path, folder: str, kind: str) -> None:
-    """The longest mount point above a folder says what it lies on; only a machine's own disks are mapped."""
-    mounts = tmp_path / "mountinfo"
-    mounts.write_text(MOUNTS)
-    assert file_system(Path(folder), mounts) == kind
-    assert file_system(Path(folder), tmp_path / "absent") == ""
-    assert way_for(Path("/proc")) == "pread" and way_for(Path("/dev/shm")) == "mmap"

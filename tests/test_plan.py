@@ -65,7 +65,7 @@ def test_weights_are_met() -> None:
 def test_samples_never_change() -> None:
     """Samples of a release are those of the next, on any machine, or ARITHMETIC counts up: these were written down."""
     seen = [(s.case, s.structure, s.draw % 1000, round(s.uniform_zyx[0], 6)) for s in map(plan().sample, (0, 11))]
-    assert seen == [("c9", "liver", 406, 0.798965), ("c7", None, 176, 0.509943)]
+    assert seen == [("c9", None, 564, 0.382828), ("c7", "pancreas", 730, 0.456999)]
 
 
 def test_a_plan_without_cases_is_refused() -> None:

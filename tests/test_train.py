@@ -4,14 +4,20 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from small import make_store, plan_of
+from small import make_store, plan_of, trained_here
 
 from pants_dist import config, train
-from pants_dist.errors import UserError
+from pants_dist.casefile import RECORD
+from pants_dist.checkpoints import last_checkpoint, read_checkpoint, resume_step
+from pants_dist.errors import DamagedError, UserError
+from pants_dist.store import open_store, write_case, write_manifest
 from pants_dist.tracking import read_metrics, read_summary
 
 pytestmark = pytest.mark.timeout(300)
@@ -24,6 +30,8 @@ SMALL = [
     "off",
     "--train.log_every",
     "1",
+    "--optim.ema",
+    "0.9",
 ]
 
 
@@ -38,12 +46,33 @@ def settings(store: Path, runs: Path, steps: int, *more: str) -> config.Settings
     )
 
 
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+def saved(run: Path) -> dict[str, Any]:
+    """All of the last checkpoint that must not depend on interruptions."""
+    kept = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    return {name: kept[name] for name in ("state_dict", "optimizer_states", "average", "global_step", "intensity", "plan")}
 
 
-def losses(run: Path) -> list[tuple[int, float]]:
-    return [(row["step"], row["train/loss"]) for row in read_metrics(run)]
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """All that was logged but for what a clock decides."""
+    clocks = ("attempt", "time", "host", "train/samples_per_s", "loader/wait_fraction")
+    return [{name: value for name, value in row.items() if name not in clocks} for row in read_metrics(run)]
+
+
+def assert_equal(one: Any, other: Any) -> None:
+    """To the bit, however deep."""
+    assert type(one) is type(other)
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for name in one:
+            assert_equal(one[name], other[name])
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other)
+        for pair in zip(one, other, strict=True):
+            assert_equal(*pair)
+    else:
+        assert one == other
 
 
 STEPS = 24
@@ -59,13 +88,13 @@ def uninterrupted(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return runs / "whole"
 
 
-def started(wanted: config.Settings, folder: Path) -> subprocess.Popen:
-    """The run "again", launched in a process of its own, once it has logged three steps; it speaks into folder/log."""
+def started(wanted: config.Settings, folder: Path, steps: int = 3) -> subprocess.Popen:
+    """The run "again", launched in a process of its own, once it has logged so many steps; it speaks into folder/log."""
     (folder / "config.yaml").write_text(config.dump(wanted))
     command = [sys.executable, "-c", LAUNCH, str(folder / "config.yaml"), "again"]
     with open(folder / "log", "w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-    while len(read_metrics(folder / "again")) < 3:
+    while len(read_metrics(folder / "again")) < steps:
         assert process.poll() is None
         time.sleep(0.02)
     return process
@@ -94,7 +123,7 @@ def test_a_run_leaves_what_the_design_promises(uninterrupted: Path) -> None:
 
 
 def test_a_stop_and_a_resume_change_nothing(store: Path, tmp_path: Path, uninterrupted: Path) -> None:
-    """SIGTERM saves and exits with 75; the same command goes on: weights and losses of the uninterrupted run, bit for bit.
+    """SIGTERM saves and exits with 75; the same command goes on: weights, average, optimizer and metrics, bit for bit.
 
     The second run is read by local processes instead of Ray, so the two kinds of loader are held to the same weights.
     """
@@ -105,10 +134,8 @@ def test_a_stop_and_a_resume_change_nothing(store: Path, tmp_path: Path, uninter
     assert read_summary(tmp_path / "again")["state"] == "stopped"
     assert 0 < read_summary(tmp_path / "again")["step"] < STEPS
     assert train.launch(wanted, "again") == 0
-    assert losses(tmp_path / "again") == losses(uninterrupted)
-    assert all(
-        torch.equal(tensor, weights(uninterrupted)[name]) for name, tensor in weights(tmp_path / "again").items()
-    )
+    assert metrics(tmp_path / "again") == metrics(uninterrupted)
+    assert_equal(saved(tmp_path / "again"), saved(uninterrupted))
 
 
 def test_a_killed_run_leaves_no_process_and_goes_on(store: Path, tmp_path: Path, uninterrupted: Path) -> None:
@@ -124,7 +151,95 @@ def test_a_killed_run_leaves_no_process_and_goes_on(store: Path, tmp_path: Path,
         time.sleep(0.2)
     assert not [Path(f"/proc/{pid}/status").read_text() for pid in left]
     assert train.launch(wanted, "again") == 0
-    assert losses(tmp_path / "again") == losses(uninterrupted)
+    assert metrics(tmp_path / "again") == metrics(uninterrupted)
+    assert_equal(saved(tmp_path / "again"), saved(uninterrupted))
+
+
+LOCAL = ["--loader.kind", "local", "--train.micro_batch", "1"]
+ALONE = ["--loader.kind", "local", "--train.ranks", "1", "--train.micro_batch", "4"]
+
+
+SGD = ["--optim.name", "sgd", "--optim.lr", "1e-2"]  # Adam makes steps of what is nothing but rounding
+
+
+def test_other_numbers_of_ranks_train_the_same(store: Path, tmp_path: Path) -> None:
+    """Begun on two ranks and ended on one, and all on one: the same samples, and weights alike to 1e-5."""
+    stopped(settings(store, tmp_path, STEPS, *SGD, *LOCAL, "--train.ranks", "2"), tmp_path)
+    run = trained_here(settings(store, tmp_path, STEPS, *SGD, *ALONE), "again")
+    assert_alike(run, trained_here(settings(store, tmp_path, STEPS, *SGD, *ALONE), "one"))
+
+
+@pytest.mark.long
+def test_four_ranks_then_two_then_eight_train_the_same(store: Path, tmp_path: Path) -> None:
+    """The same begun on four ranks, resumed on two and then on eight."""
+    eight = "--train.batch", "8"
+    for ranks in ("4", "2", "8"):
+        stopped(settings(store, tmp_path, 200, *SGD, *LOCAL, *eight, "--train.ranks", ranks), tmp_path)
+    run = trained_here(settings(store, tmp_path, 200, *SGD, *ALONE, *eight), "again")
+    assert_alike(run, trained_here(settings(store, tmp_path, 200, *SGD, *ALONE, *eight), "one"))
+
+
+def stopped(wanted: config.Settings, folder: Path) -> None:
+    """The run "again", stopped some steps after it began or went on."""
+    before = len(read_metrics(folder / "again"))
+    process = started(wanted, folder, before + 3)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == train.REQUEUE and before < read_summary(folder / "again")["step"] < wanted.train.steps
+
+
+def assert_alike(some: Path, one: Path) -> None:
+    ours, theirs = (saved(run)["state_dict"] for run in (some, one))
+    assert max(float((ours[name] - theirs[name]).abs().max()) for name in theirs) < 1e-5
+    losses = [[row["train/loss"] for row in metrics(run)] for run in (some, one)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(store: Path, tmp_path: Path) -> None:
+    """One flipped bit in last.ckpt is found, the run goes on from previous.ckpt; with both damaged it is refused."""
+    run = trained_here(settings(store, tmp_path, 4, *ALONE), "run")
+    longer = settings(store, tmp_path, 6, *ALONE)
+    trained_here(longer, "run")
+    whole, folder = saved(run), run / "checkpoints"
+    flip_a_bit(folder / "last.ckpt")
+    with pytest.warns(UserWarning, match=r"last.ckpt: damaged .*; going on from previous.ckpt"):
+        assert read_checkpoint(last_checkpoint(run))["global_step"] == 4
+    with pytest.warns(UserWarning, match="going on from previous.ckpt"):
+        trained_here(longer, "run")
+    assert_equal(saved(run), whole)
+    for name in ("last.ckpt", "previous.ckpt"):
+        flip_a_bit(folder / name)
+    with pytest.raises(DamagedError, match=r"last.ckpt: damaged .*previous.ckpt: damaged .*begin anew"):
+        train.launch(longer, "run")
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_loss_that_is_no_number(tmp_path: Path) -> None:
+    """A case with NaN for HU ends the run, naming step and case; with train.on_nan skip its steps are left out."""
+    store = make_store(tmp_path / "store", cases=6)
+    spoil(store, "PanTS_00000002")
+    some = "--data.val_fraction", "0", "--validation.every", "null"
+    with pytest.raises(UserError, match=r"step \d: the loss of case PanTS_00000002 is not a finite number"):
+        trained_here(settings(store, tmp_path, 4, *ALONE, *some), "stops")
+    run = trained_here(settings(store, tmp_path, 4, *ALONE, *some, "--train.on_nan", "skip"), "skips")
+    assert 0 < read_metrics(run)[-1]["train/skipped_steps"] < 4
+    assert all(torch.isfinite(tensor).all() for tensor in saved(run)["state_dict"].values())
+
+
+def spoil(store: Path, case: str) -> None:
+    """Write a case anew with NaN instead of HU."""
+    opened = open_store(store)
+    image, codes = opened.read_patch(case, (0, 0, 0), opened.shape_zyx(case))
+    record = {name: value for name, value in opened.attributes(case).items() if name in RECORD.names}
+    foreground = opened.foreground(case)
+    path = opened.case_path(case)
+    path.unlink()
+    row = write_case(path, record, np.full(image.shape, np.nan, np.float32), codes, foreground)
+    write_manifest(store, [row if other["case"] == case else other for other in opened.table.to_pylist()])
 
 
 def test_a_killed_raylet_ends_the_run(store: Path, tmp_path: Path) -> None:
@@ -159,12 +274,15 @@ def test_other_settings_in_a_run_that_exists_are_refused(store: Path, uninterrup
 
 def test_a_checkpoint_of_another_plan_is_refused(store: Path, tmp_path: Path, uninterrupted: Path) -> None:
     """The same run name on a store with other cases: refused by the plan's digest, naming the checkpoint."""
-    from pants_dist.store import open_store
-
     other = open_store(make_store(tmp_path / "other", cases=12))
     plan = plan_of(other, config.load(uninterrupted / "config.yaml", []))
-    with pytest.raises(UserError, match=r"last\.ckpt: was trained on another plan"):
-        train.resume_step(uninterrupted / "checkpoints" / "last.ckpt", plan)
+    with pytest.raises(UserError, match=r"last\.ckpt: was trained on another plan .cases, structures of the cases differ"):
+        resume_step(uninterrupted / "checkpoints" / "last.ckpt", plan, {})
+    ours = config.load(uninterrupted / "config.yaml", [])
+    plan, model = plan_of(open_store(ours.data.store), ours), asdict(ours.model)
+    assert resume_step(uninterrupted / "checkpoints" / "last.ckpt", plan, model) == STEPS
+    with pytest.raises(UserError, match=r"of another network \(model.channels is \(4, 8, 16\) there, \(4, 8\) here\)"):
+        resume_step(uninterrupted / "checkpoints" / "last.ckpt", plan, model | {"channels": (4, 8)})
 
 
 def test_a_center_that_does_not_exist_is_refused(store: Path, tmp_path: Path) -> None:
@@ -197,4 +315,4 @@ def test_metrics_are_read_without_gap_or_double(tmp_path: Path) -> None:
         + "\n".join(json.dumps(line) for line in lines[3:])
     )
     (tmp_path / "metrics.jsonl").write_text(text)
-    assert losses(tmp_path) == [(1, 1.0), (2, 2.0), (3, 2.0), (4, 2.0)]
+    assert [(row["step"], row["train/loss"]) for row in read_metrics(tmp_path)] == [(1, 1.0), (2, 2.0), (3, 2.0), (4, 2.0)]
