@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 
-from pants_dist import __version__, cluster, config
+from pants_dist import __version__, cluster, config, memory
 from pants_dist.callbacks import STOP_REQUEST, Checkpoints, Logging, Stopping, Validation
 from pants_dist.checkpoints import LAST, PlainCheckpoints, last_checkpoint, resume_step
 from pants_dist.config import Data, Settings
@@ -139,6 +139,7 @@ def launch(settings: Settings, name: str) -> int:
     where settings, store and split do not fit together.
     """
     config.check(settings)
+    memory.check(settings)
     store = open_store(settings.data.store)
     settings = replace(settings, data=_found_from_anywhere(settings.data, store))
     splits = splits_of(store, settings.data)

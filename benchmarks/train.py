@@ -1,0 +1,154 @@
+"""Steps of training: with real data against constant tensors, over more ranks, and what augmentation costs.
+
+    python benchmarks/train.py STORE [--rounds 3] [--steps 30] [--config debug.yaml] [--ranks 1 2 4] [--scaling-only]
+
+real / constant: one rank a GPU trains the network of --config through our trainer, on the plan's patches and on the first
+step's patches over and over, in turns in the same processes. Without a GPU two ranks train a network small enough for a CPU
+(SMALL), with all else as in the config.
+weak scaling: ranks whose network does nothing but wait for as long as a step of a GPU may take, each with as many patches;
+reading, the exchange of gradients and our own work between steps remain. Efficiency is the rate a rank, against one rank.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import lightning as L
+import torch
+
+from pants_dist import config
+from pants_dist.config import Settings
+from pants_dist.model import Segmenter
+from pants_dist.splits import splits_of
+from pants_dist.train import intensity_of, loader_of, plan_of, reading, store_of, trainer_of
+
+WAIT_S = 0.2  # that the stand-in for a network takes for a micro-batch
+WARM = 3  # steps before the clock starts
+SMALL = ["--data.patch_zyx=[64, 96, 96]", "--model.channels=[8, 16, 32, 64]", "--model.target=two_class", "--loader.readers=1"]
+SHORT = ["--validation.every=null", "--tracking.wandb=off", "--data.val_fraction=0"]
+
+
+class Clock(L.Callback):
+    """Seconds of the steps after the first few."""
+
+    def __init__(self) -> None:
+        self.begun, self.seconds, self.steps = 0.0, 0.0, 0
+
+    def on_train_batch_end(self, trainer: L.Trainer, *rest: Any) -> None:
+        self.steps += 1
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        if self.steps == WARM:
+            self.begun = time.perf_counter()
+        self.seconds = time.perf_counter() - self.begun
+
+    @property
+    def a_step(self) -> float:
+        return self.seconds / (self.steps - WARM)
+
+
+class Waiting(Segmenter):
+    """A training step that only waits: its loss touches every weight, so gradients are exchanged as ever."""
+
+    def loss(self, micro: Any) -> torch.Tensor:
+        time.sleep(WAIT_S)
+        return torch.stack([weight.sum() for weight in self.network.parameters()]).sum() * 0
+
+
+def rank_main(path: Path, steps: int, rounds: int, waiting: bool) -> None:
+    """One rank: prints, as rank 0, seconds a step by kind of data, a list with a number a round."""
+    settings = config.load(path, [])
+    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    store = store_of(settings.data)
+    plan = plan_of(store, settings, splits_of(store, settings.data))
+    found: dict[str, list[float]] = {"real": []} if waiting else {"real": [], "constant": []}
+    items = iter(loader_of(store, plan, settings, rank, ranks, 0))
+    constant = itertools.repeat(next(items))
+    module = (Waiting if waiting else Segmenter)(settings, intensity_of(store, plan.cases), store)
+    for _ in range(rounds):
+        for kind in found:
+            L.seed_everything(0, verbose=False)
+            clock, data = Clock(), items if kind == "real" else constant
+            trainer_of(WARM + steps, ranks, [clock]).fit(module, data)
+            found[kind].append(clock.a_step)
+    if rank == 0:
+        print(json.dumps(found), flush=True)
+    os._exit(0)  # readers go with their rank
+
+
+def measured(settings: Settings, steps: int, rounds: int, waiting: bool = False) -> dict[str, list[float]]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.yaml"
+        path.write_text(config.dump(settings))
+        ranks = settings.train.ranks
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", __file__]
+        with reading(settings) as environment:
+            with open(Path(folder) / "said", "w") as said:  # no pipe: readers that outlive their rank would hold it
+                subprocess.run(
+                    [*command, str(path), "--rank-main", f"--steps={steps}", f"--rounds={rounds}", *["--waiting"] * waiting],
+                    stdout=said, stderr=said, env=os.environ | environment | {"OMP_NUM_THREADS": "1"}, check=False,
+                )  # fmt: skip
+        text = (Path(folder) / "said").read_text()
+    lines = [line for line in text.splitlines() if line.startswith("{")]
+    if not lines:
+        raise SystemExit(f"a rank failed:\n{text[-3000:]}")
+    return json.loads(lines[-1])
+
+
+def real_against_constant(given: argparse.Namespace) -> None:
+    gpus = torch.cuda.device_count()
+    ranks, small = gpus or 2, [] if gpus else SMALL
+    settings = config.load(given.config, [f"--data.store={given.store}", f"--train.ranks={ranks}", *SHORT, *small])
+    settings = replace(settings, train=replace(settings.train, batch=ranks * settings.train.micro_batch, steps=1 << 20))
+    found = measured(settings, given.steps, given.rounds)
+    real, constant = (median(found[kind]) for kind in ("real", "constant"))
+    ratios = [a / b for a, b in zip(found["real"], found["constant"], strict=True)]
+    print(f"| {given.config}, {ranks} ranks, {settings.loader.kind} | {real * 1e3:.0f} | {constant * 1e3:.0f} ", end="")
+    print(f"| {median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}) |")
+
+
+def weak_scaling(given: argparse.Namespace) -> None:
+    print("\n| ranks | a step, ms | efficiency |\n|---|---|---|")
+    alone = 0.0
+    for ranks in given.ranks:
+        settings = config.load("debug", [
+            f"--data.store={given.store}", f"--train.ranks={ranks}", f"--train.batch={2 * ranks}", "--train.micro_batch=2",
+            "--train.steps=1000000", *SHORT,
+        ])  # fmt: skip
+        a_step = median(measured(settings, given.steps, given.rounds, waiting=True)["real"])
+        alone = alone or a_step
+        print(f"| {ranks} | {a_step * 1e3:.1f} | {alone / a_step:.3f} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("store", type=Path)
+    parser.add_argument("--config", default="baseline.yaml")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--ranks", type=int, nargs="*", default=[1, 2, 4])
+    parser.add_argument("--scaling-only", action="store_true")
+    parser.add_argument("--rank-main", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--waiting", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.rank_main:
+        return rank_main(given.store, given.steps, given.rounds, given.waiting)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    print(f"`python {' '.join(sys.argv)}`: {os.cpu_count()} cores, {device}, load {os.getloadavg()[0]:.1f} at the start.\n")
+    if not given.scaling_only:
+        print("| config | real, ms a step | constant, ms a step | ratio, median of rounds |\n|---|---|---|---|")
+        real_against_constant(given)
+    weak_scaling(given)
+
+
+if __name__ == "__main__":
+    main()
