@@ -28,6 +28,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "BLOSC_NTHREADS": "1"}
 
 import numpy as np
 
+from pants_dist import fetch
 from pants_dist.store import Store, open_store
 
 PATCHES_ZYX = ((96, 96, 96), (128, 128, 128), (64, 160, 160))
@@ -216,7 +217,7 @@ def serve(peer: str, store: Path, folder: Path) -> None:
             if cold:
                 forget()
                 for path in files:
-                    forget(path)
+                    fetch.forget(path)
             begun = time.perf_counter()
             image, codes = read(case, box)
             seconds.append(time.perf_counter() - begun)

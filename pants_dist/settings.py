@@ -73,8 +73,8 @@ FROZEN = (  # what of Data a frozen split fixes
 
 
 MAY_CHANGE = (  # of a run that exists: who reads and who computes, never what is learnt
-    "train.ranks", "train.micro_batch", "train.log_every", "train.checkpoint_minutes", "train.compile", "loader.kind",
-    "loader.readers", "loader.ahead", "data.io", "data.stage", "data.stage_gb", "tracking.wandb",
+    "train.ranks", "train.micro_batch", "train.log_every", "train.checkpoint_minutes", "train.restarts", "train.compile",
+    "loader.kind", "loader.readers", "loader.ahead", "data.io", "data.stage", "data.stage_gb", "tracking.wandb",
 )  # fmt: skip
 
 
@@ -163,6 +163,8 @@ class Train:
     """patches that a rank sends through the network at once; gradients are accumulated over the rest"""
     log_every: int = 10
     """steps between lines of metrics.jsonl"""
+    restarts: int = 3
+    """how often ranks are started again from the last checkpoint after one of them was killed"""
     init_from: str | None = None
     """run folder or checkpoint whose weights a new run begins with, by structure; null: random ones"""
     checkpoint_minutes: float = 10.0
@@ -268,7 +270,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         "optim.lr", "optim.clip_norm", "train.checkpoint_minutes", "data.spacing_mm_zyx", "data.stage_gb",
     )),
     ("0 or more", lambda value: 0 <= value < math.inf, (
-        "seed", "optim.weight_decay", "optim.warmup_steps", "model.blocks", "data.leave_one_center_out",
+        "seed", "train.restarts", "optim.weight_decay", "optim.warmup_steps", "model.blocks", "data.leave_one_center_out",
     )),
     ("above 0 and below 1", lambda value: 0 < value < 1, ("data.held_out_fraction",)),
     ("0 or more and below 1", lambda value: 0 <= value < 1, (

@@ -5,6 +5,7 @@ import itertools
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import warnings
@@ -15,6 +16,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.strategies import DDPStrategy
+from torch import distributed
 
 from pants_dist import __version__, cluster, config, memory
 from pants_dist.callbacks import STOP_REQUEST, Checkpoints, Logging, Stopping, Validation
@@ -36,6 +38,7 @@ from pants_dist.tracking import Tracker, mark, read_summary, write_atomically
 from pants_dist.transfer import load_weights, read_weights
 from pants_dist.weights import requests_of, weigh
 
+FAILURE = "failure"  # a file in the run folder: which rank failed of its own, and how
 REQUEUE = 75  # exit code: stopped on request with everything saved; run the same command again (EX_TEMPFAIL)
 
 
@@ -156,7 +159,7 @@ def launch(settings: Settings, name: str) -> int:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, cluster.usable_cores() // ranks)), "PYTHONUNBUFFERED": "1"}
     with reading(settings) as address:
-        code = _run([*command, "-m", "pants_dist.train", str(run)], environment | address, run)
+        code = _run([*command, "-m", "pants_dist.train", str(run)], environment | address, run, settings.train.restarts)
     return _outcome(run, code)
 
 
@@ -211,16 +214,25 @@ def prepare_run(settings: Settings, name: str, about: str) -> Path:
     return run
 
 
-def _run(command: list[str], environment: dict[str, str], run: Path) -> int:
-    """Run torchrun to its end. SIGTERM, SIGINT or SIGUSR1 to us asks the ranks to save and stop; they die if we do."""
-    request = run / STOP_REQUEST
+def _run(command: list[str], environment: dict[str, str], run: Path, restarts: int) -> int:
+    """Run torchrun to its end, and again after a rank was killed. SIGTERM, SIGINT or SIGUSR1 to us asks the ranks to save
+    and stop; they die if we do.
+    """
+    request, failure = run / STOP_REQUEST, run / FAILURE
     request.unlink(missing_ok=True)
-    # a session of its own: Ctrl-C reaches us alone, and torchrun does not kill ranks that are saving
-    process = subprocess.Popen(command, env=environment, preexec_fn=cluster.die_with_parent, start_new_session=True)
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
     before = {number: signal.signal(number, lambda *_: request.touch()) for number in numbers}
     try:
-        return process.wait()
+        for left in range(restarts, -1, -1):
+            failure.unlink(missing_ok=True)
+            # a session of its own: Ctrl-C reaches us alone, and torchrun does not kill ranks that are saving
+            process = subprocess.Popen(command, env=environment, preexec_fn=cluster.die_with_parent, start_new_session=True)
+            code = process.wait()
+            refused = read_summary(run).get("state") == "refused"
+            if not code or refused or failure.exists() or request.exists() or not left:
+                break
+            print(f"pants-dist: a rank was killed; going on from the last checkpoint, {left - 1} more times", file=sys.stderr)
+        return code
     finally:
         request.unlink(missing_ok=True)
         for number, handler in before.items():
@@ -249,6 +261,18 @@ def main() -> None:
     except UserError as error:
         mark(run, "refused", str(error))
         raise SystemExit(2) from None
+    except Exception as error:
+        where = f"rank {os.environ['RANK']} on {socket.gethostname()}"
+        if _lost_a_peer(error):  # the reason is another's
+            raise SystemExit(f"pants-dist: {where}: another rank is gone") from None
+        write_atomically(run / FAILURE, f"{where}: {error!r}")  # no use in trying it again
+        print(f"pants-dist: {where} failed:", file=sys.stderr)
+        raise
+
+
+def _lost_a_peer(error: Exception) -> bool:
+    """Whether an exchange between ranks failed because one of them is gone."""
+    return isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 if __name__ == "__main__":

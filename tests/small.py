@@ -75,6 +75,15 @@ def trained_here(wanted: Settings, name: str) -> Path:
     return run
 
 
+def rank_process(launcher: int, rank: int) -> int:
+    """Process id of a rank that this launcher started."""
+    for torchrun in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
+        for child in Path(f"/proc/{torchrun}/task/{torchrun}/children").read_text().split():
+            if f"\0RANK={rank}\0" in Path(f"/proc/{child}/environ").read_text():
+                return int(child)
+    raise AssertionError(f"no rank {rank} below {launcher}")
+
+
 def write_small_case(folder: Path, number: int, center: str, edge: int, seed: int, dataset: str = "PanTS") -> dict:
     rng = np.random.default_rng([seed, number])
     shape = tuple(int(n) for n in rng.integers(edge - 4, edge + 5, 3))

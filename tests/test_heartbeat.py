@@ -1,6 +1,5 @@
 """Who is waited for, when a step hangs."""
 
-import json
 import os
 import signal
 import subprocess
@@ -9,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from small import make_store
+from small import make_store, rank_process
 
 from pants_dist import config
 from pants_dist.heartbeat import Doing, in_words, waited_for
@@ -61,13 +60,3 @@ def test_a_stopped_rank_is_named(tmp_path: Path) -> None:
         assert process.wait(90) == 0 and read_summary(run)["state"] == "finished"
     finally:
         process.kill()
-
-
-def rank_process(launcher: int, rank: int) -> int:
-    """Process of a rank below the launcher."""
-    below = [int(n) for n in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()]
-    for pid in below:
-        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-            if f"\0RANK={rank}\0" in Path(f"/proc/{child}/environ").read_text():
-                return int(child)
-    raise AssertionError(f"no rank {rank} below {below}: {json.dumps(below)}")

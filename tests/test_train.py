@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from small import make_store, plan_of, trained_here
@@ -192,6 +193,22 @@ def assert_alike(some: Path, one: Path) -> None:
     assert max(float((ours[name] - theirs[name]).abs().max()) for name in theirs) < 1e-5
     losses = [[row["train/loss"] for row in metrics(run)] for run in (some, one)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+@pytest.mark.parametrize("ranks", [3, pytest.param(2, marks=pytest.mark.long), pytest.param(4, marks=pytest.mark.long)])
+def test_validation_is_the_same_on_any_number_of_ranks(store: Path, tmp_path: Path, ranks: int) -> None:
+    """Every case is scored once, on some rank, with the same rows; there are fewer cases than ranks for one, and no hang."""
+    more = *SGD, "--optim.lr", "1e-12", "--train.batch", "12", *SPLIT, "--validation.every", "1"
+    tables = {}
+    for cases in ("1", "3"):
+        wanted = [*more, "--validation.cases", cases]
+        many = settings(store, tmp_path, 1, *wanted, *LOCAL, "--train.ranks", str(ranks), "--train.micro_batch", "4")
+        assert train.launch(many, f"many{cases}") == 0
+        one = trained_here(settings(store, tmp_path, 1, *wanted, *ALONE), f"one{cases}")
+        rows = [pd.read_parquet(run / "validation/step=000001/cases.parquet") for run in (tmp_path / f"many{cases}", one)]
+        pd.testing.assert_frame_equal(*rows, rtol=0, atol=1e-6)
+        tables[cases] = rows[0]
+    assert len(tables["1"]) == 2 < ranks < len(tables["3"]) + 1 and tables["3"]["case"].is_unique
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(store: Path, tmp_path: Path) -> None:
