@@ -54,12 +54,11 @@ def fingerprint(fields: Mapping[str, Any], known: bool = False) -> str | None:
 
 def fingerprint_of(row: Mapping[str, Any], known: bool = False) -> str | None:
     """The same of a manifest row: by its metadata, or by its own shape, spacing, center, sex and age without PanTS's."""
-    return fingerprint(_fields(row)[0], known)
+    return fingerprint(_fields(row, json.loads(row["metadata"]))[0], known)
 
 
-def _fields(row: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+def _fields(row: Mapping[str, Any], metadata: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     """The fields that make a manifest row's fingerprint, and whether they are PanTS's own."""
-    metadata = json.loads(row["metadata"])
     if set(FINGERPRINT) <= set(metadata):
         return metadata, True
     spacing = [round(mm, 3) for mm in row["spacing_mm_zyx"]]
@@ -86,7 +85,8 @@ def patients(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         return case
 
     neither = dict.fromkeys(first, "")
-    described = {row["case"]: _fields(row) for row in rows}
+    every = json.loads(f"[{','.join(row['metadata'] for row in rows)}]")  # one by one takes three times as long
+    described = {row["case"]: _fields(row, metadata) for row, metadata in zip(rows, every, strict=True)}
     prints = {case: fingerprint(fields, known=not released) for case, (fields, released) in described.items()}
     voxels = {row["case"]: _voxels_of(row) for row in rows}
     for group in (*clusters(prints, neither).groups, *clusters(voxels, neither).groups):

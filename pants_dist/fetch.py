@@ -20,6 +20,7 @@ import numpy as np
 PAGE = mmap.ALLOCATIONGRANULARITY
 THREADS = 16  # reads under way at once for one patch
 CACHED_S = 0.3e-3  # a read that took less came from memory: threads would only slow down the next
+_AT_ONCE = np.zeros(1, np.int64)
 _own = threading.local()
 
 
@@ -59,9 +60,12 @@ class Read:
         os.close(self.descriptor)
 
     def get(self, starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        if len(starts) > 1:
-            for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
-                os.posix_fadvise(self.descriptor, start, stop - start, os.POSIX_FADV_WILLNEED)
+        if len(starts) == 1:  # a chunk index, or some coordinates: the least that can be done
+            data = _buffer(int(stops[0] - starts[0]))
+            self._fill((int(starts[0]), data.data))
+            return data, _AT_ONCE
+        for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
+            os.posix_fadvise(self.descriptor, start, stop - start, os.POSIX_FADV_WILLNEED)
         begins = np.concatenate([[0], np.cumsum(stops - starts)])
         data = _buffer(int(begins[-1]))
         view = data.data
