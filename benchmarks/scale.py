@@ -10,6 +10,7 @@ many nodes on this machine (ray.cluster_utils.Cluster).
 """
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -18,6 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from pants_dist import cluster, config
 from pants_dist.geometry import Geometry
@@ -86,31 +88,30 @@ def serve(folder: str) -> None:
 
 
 def through_ray(catalogs: dict[int, Path], nodes: int, patches: int) -> dict[int, float]:
-    """Seconds a patch by catalog, the median of ROUNDS turns, read by an actor a node."""
+    """Seconds a patch by catalog, the median of ROUNDS turns, read by an actor on each node: no node has room for two."""
     os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     import ray
     from ray.cluster_utils import Cluster
 
-    node = {"num_cpus": 1, "resources": {cluster.READER_SLOT: len(catalogs)}, "object_store_memory": 512 << 20}
+    node = {"num_cpus": 1, "resources": {cluster.READER_SLOT: 1}, "object_store_memory": 512 << 20}
     machines = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
     try:
         for _ in range(nodes - 1):
             machines.add_node(**node)
         os.environ["RAY_ADDRESS"] = machines.address
-        plans, sources = {}, {}
-        for size, folder in catalogs.items():
-            store = open_store(folder)
-            plans[size] = baseline_plan(store)
-            sources[size] = make_source("ray", Reader(store, PATCH), nodes, 4 * nodes)
+        stores = {size: open_store(folder) for size, folder in catalogs.items()}
+        plans = {size: baseline_plan(store) for size, store in stores.items()}
         seconds: dict[int, list[float]] = {size: [] for size in catalogs}
-        for turn in range(ROUNDS + 1):
-            for size, source in sources.items():
-                samples = [plans[size].sample(turn * patches + n) for n in range(patches)]
+        for turn, size in itertools.product(range(ROUNDS), catalogs):
+            source: Any = make_source("ray", Reader(stores[size], PATCH), nodes, 4 * nodes)
+            samples = [plans[size].sample(turn * 2 * patches + n) for n in range(2 * patches)]
+            for part in (samples[:patches], samples[patches:]):  # the first to warm up
                 begun = time.perf_counter()
-                for _ in source.stream(iter([[sample] for sample in samples])):
+                for _ in source.stream(iter([[sample] for sample in part])):
                     pass
-                if turn:
-                    seconds[size].append((time.perf_counter() - begun) / patches)
+            seconds[size].append((time.perf_counter() - begun) / patches)
+            for reader in source.readers:
+                ray.kill(reader)
         return {size: median(found) for size, found in seconds.items()}
     finally:
         ray.shutdown()

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.json
 import pyarrow.parquet as pq
 
 from pants_dist.casefile import FORMAT_VERSION, LAYOUT, RECORD, read_record, row_of, write_case
@@ -142,10 +142,11 @@ class Store:
         """Whether each case (rows) has a voxel of each structure (columns)."""
         import pandas as pd
 
-        texts = self._column("voxels")  # searched, not parsed: a parser takes most of a second for 36,390 of them
-        patterns = {name: f'"{re.escape(name)}": *[1-9]' for name in structures}
-        found = {name: pc.match_substring_regex(texts, pattern).to_numpy(False) for name, pattern in patterns.items()}
-        return pd.DataFrame(found, self.cases, dtype=bool)
+        lines = "\n".join(text or "{}" for text in self._column("voxels").to_pylist())
+        counts = pa.json.read_json(pa.BufferReader(lines.encode()))  # Python's parser takes thrice as long
+        known = [name for name in structures if name in counts.column_names]
+        found = {name: pc.fill_null(pc.greater(counts.column(name), 0), False).to_numpy() for name in known}
+        return pd.DataFrame({name: found.get(name, False) for name in structures}, self.cases, dtype=bool)
 
     def annotated(self) -> set[str]:
         """Every structure that is annotated in some case."""
