@@ -7,6 +7,7 @@ its index entry is (2^64-1, 2^64-1). This is Zarr's `sharding_indexed` codec ove
 reads the same bytes and is what the tests compare with.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
@@ -34,7 +35,7 @@ def grid_of(shape_zyx: tuple[int, ...]) -> tuple[int, ...]:
 
 def index_bytes(shape_zyx: tuple[int, ...]) -> int:
     """Size of the index at a shard's end, its checksum included."""
-    return 16 * int(np.prod(grid_of(shape_zyx))) + CHECKSUM
+    return 16 * math.prod(grid_of(shape_zyx)) + CHECKSUM
 
 
 def checksum(data: bytes) -> bytes:

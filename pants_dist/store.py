@@ -13,7 +13,7 @@ import json
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,6 +135,7 @@ class Store:
         """Some columns of the manifest, one row a case, indexed by case id. Raises UserError for one that it lacks."""
         if unknown := [name for name in columns if name not in SCHEMA.names]:
             raise UserError(f"store {self.path}: no column {unknown[0]!r} in the manifest; it has {', '.join(SCHEMA.names)}")
+        self._read(columns)
         table = pa.table({name: self._column(name) for name in dict.fromkeys(("case", *columns))})
         return table.to_pandas().set_index("case", drop="case" not in columns)
 
@@ -142,11 +143,16 @@ class Store:
         """Whether each case (rows) has a voxel of each structure (columns)."""
         import pandas as pd
 
-        lines = "\n".join(text or "{}" for text in self._column("voxels").to_pylist())
-        counts = pa.json.read_json(pa.BufferReader(lines.encode()))  # Python's parser takes thrice as long
-        known = [name for name in structures if name in counts.column_names]
-        found = {name: pc.fill_null(pc.greater(counts.column(name), 0), False).to_numpy() for name in known}
-        return pd.DataFrame({name: found.get(name, False) for name in structures}, self.cases, dtype=bool)
+        texts, parts = pc.fill_null(self._column("voxels"), "{}"), []
+        for at in range(0, len(texts), 2048):  # not all at once: that would take 60 MB
+            some = texts.slice(at, 2048)
+            lines = pc.binary_join(pa.ListArray.from_arrays([0, len(some)], some), "\n")[0]
+            counts = pa.json.read_json(pa.BufferReader(lines.as_buffer()))  # Python's parser takes thrice as long
+            known = [name for name in structures if name in counts.column_names]
+            columns = {name: pc.fill_null(pc.greater(counts.column(name), 0), False).to_numpy() for name in known}
+            parts.append(np.column_stack([columns.get(name, np.zeros(len(some), bool)) for name in structures]))
+        pa.default_memory_pool().release_unused()
+        return pd.DataFrame(np.concatenate(parts), self.cases, structures)
 
     def annotated(self) -> set[str]:
         """Every structure that is annotated in some case."""
@@ -157,13 +163,19 @@ class Store:
         return self._column(column)[self._row(case)].as_py()
 
     def _column(self, name: str) -> pa.Array:
-        if name not in self._columns:
-            with _whole(self.path / "manifest.parquet"):
-                column = self._file.read([name]).column(0).combine_chunks()
-                if len(column) != self._file.metadata.num_rows:
-                    raise pa.ArrowInvalid(f"{len(column)} cells in column {name}")
-            self._columns[name] = column
+        self._read([name])
         return self._columns[name]
+
+    def _read(self, names: Sequence[str]) -> None:
+        """Have these columns in memory, those that are missing read at once."""
+        if missing := [name for name in names if name not in self._columns]:
+            with _whole(self.path / "manifest.parquet"):
+                table = self._file.read(missing)
+                if len(table) != self._file.metadata.num_rows:
+                    raise pa.ArrowInvalid(f"{len(table)} cells in columns {', '.join(missing)}")
+            self._columns |= {name: table.column(name).combine_chunks() for name in missing}
+            del table
+            pa.default_memory_pool().release_unused()  # else what reading took stays with this process
 
     def _row(self, case: str) -> int:
         if case not in self._number:
