@@ -1,6 +1,6 @@
 """Steps of training: with real data against constant tensors, over more ranks, and what augmentation costs.
 
-    python benchmarks/train.py STORE [--rounds 3] [--steps 30] [--config debug.yaml] [--ranks 1 2 4] [--scaling-only]
+    python benchmarks/train.py STORE [--rounds 3] [--steps 10] [--config baseline.yaml] [--ranks 1 2 4] [--scaling-only]
 
 real / constant: one rank a GPU trains the network of --config through our trainer, on the plan's patches and on the first
 step's patches over and over, in turns in the same processes. Without a GPU two ranks train a network small enough for a CPU
@@ -33,7 +33,10 @@ from pants_dist.train import intensity_of, loader_of, plan_of, reading, store_of
 
 WAIT_S = 0.2  # that the stand-in for a network takes for a micro-batch
 WARM = 3  # steps before the clock starts
-SMALL = ["--data.patch_zyx=[64, 96, 96]", "--model.channels=[8, 16, 32, 64]", "--model.target=two_class", "--loader.readers=1"]
+SMALL = [
+    "--data.patch_zyx=[48, 80, 80]", "--model.channels=[16, 32, 64]", "--model.target=two_class", "--loader.readers=1",
+    "--augment.intensity=false", "--data.max_window_mb=32",
+]  # fmt: skip
 SHORT = ["--validation.every=null", "--tracking.wandb=off", "--data.val_fraction=0"]
 
 
@@ -134,7 +137,7 @@ def main() -> None:
     parser.add_argument("store", type=Path)
     parser.add_argument("--config", default="baseline.yaml")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--ranks", type=int, nargs="*", default=[1, 2, 4])
     parser.add_argument("--scaling-only", action="store_true")
     parser.add_argument("--rank-main", action="store_true", help=argparse.SUPPRESS)

@@ -6,6 +6,7 @@
 """
 
 import os
+import shutil
 import warnings
 import zipfile
 from pathlib import Path
@@ -52,7 +53,10 @@ def keep_previous(run: Path) -> None:
     if last.is_file():
         beside = previous.with_suffix(".new")
         beside.unlink(missing_ok=True)
-        os.link(last, beside)
+        try:
+            os.link(last, beside)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(last, beside)
         beside.replace(previous)
 
 

@@ -20,7 +20,6 @@ import numpy as np
 PAGE = mmap.ALLOCATIONGRANULARITY
 THREADS = 16  # reads under way at once for one patch
 CACHED_S = 0.3e-3  # a read that took less came from memory: threads would only slow down the next
-_AT_ONCE = np.zeros(1, np.int64)
 _own = threading.local()
 
 
@@ -29,6 +28,9 @@ class Fetch(Protocol):
 
     def get(self, starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(bytes as uint8, where in them each range [start, stop) of the file begins). Raises OSError, EOFError."""
+
+    def piece(self, start: int, stop: int) -> bytes:
+        """One short range. Raises OSError, EOFError."""
 
 
 class Mapped:
@@ -49,6 +51,11 @@ class Mapped:
             self._map.madvise(mmap.MADV_WILLNEED, start, stop - start)
         return self._data, starts
 
+    def piece(self, start: int, stop: int) -> bytes:
+        if self._map.size() < len(self._data):
+            raise EOFError
+        return self._map[start:stop]
+
 
 class Read:
     """Plain reads at offsets; threads once one shows that the bytes are not in memory. It owns the descriptor."""
@@ -60,10 +67,6 @@ class Read:
         os.close(self.descriptor)
 
     def get(self, starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        if len(starts) == 1:  # a chunk index, or some coordinates: the least that can be done
-            data = _buffer(int(stops[0] - starts[0]))
-            self._fill((int(starts[0]), data.data))
-            return data, _AT_ONCE
         for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
             os.posix_fadvise(self.descriptor, start, stop - start, os.POSIX_FADV_WILLNEED)
         begins = np.concatenate([[0], np.cumsum(stops - starts)])
@@ -77,6 +80,15 @@ class Read:
                 list(_pool(os.getpid()).map(self._fill, jobs[number + 1 :]))
                 break
         return data, begins[:-1]
+
+    def piece(self, start: int, stop: int) -> bytes:
+        found = os.pread(self.descriptor, stop - start, start)
+        while start + len(found) < stop:
+            more = os.pread(self.descriptor, stop - start - len(found), start + len(found))
+            if not more:
+                raise EOFError
+            found += more
+        return found
 
     def _fill(self, job: tuple[int, memoryview]) -> None:
         start, target = job

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,7 +83,7 @@ class OpenCase:
             return
         chunks, offsets, sizes = shard.touched(self._index(array, place), shape, corner_zyx, out_zyx.shape)
         starts, stops, ranges = shard.merged(offsets, sizes)
-        data, begins = self._get(array, place.offset + starts, place.offset + stops)
+        data, begins = self._fetched(array, self._fetch.get, place.offset + starts, place.offset + stops)
         moved = offsets + (begins - starts)[ranges] if len(starts) else offsets
         wrong = decode(data, moved, sizes, chunks, corner_zyx, out_zyx, shape, fill)
         if wrong >= 0:
@@ -105,23 +105,23 @@ class OpenCase:
 
     def _coordinates(self, first: int, count: int) -> np.ndarray:
         start = self.layout.foreground.offset + 6 * first
-        data, begins = self._get("foreground", np.array([start]), np.array([start + 6 * count]))
-        return data[begins[0] : begins[0] + 6 * count].view("<u2").reshape(-1, 3)
+        found = self._fetched("foreground", self._fetch.piece, start, start + 6 * count)
+        return np.frombuffer(found, "<u2").reshape(-1, 3)
 
     def _index(self, array: str, place: Place) -> np.ndarray:
         if array not in self._indexes:
             size, stop = shard.index_bytes(self.layout.shape_zyx), place.offset + place.size
-            data, begins = self._get(array, np.array([stop - size]), np.array([stop]))
-            tail = data[begins[0] : begins[0] + size].tobytes()
+            tail = self._fetched(array, self._fetch.piece, stop - size, stop)
             try:
                 self._indexes[array] = shard.read_index(tail, self.layout.shape_zyx)
             except shard.BadChecksum as error:
                 raise self._damaged(array, str(error)) from error
         return self._indexes[array]
 
-    def _get(self, array: str, starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _fetched(self, array: str, way: Callable[[Any, Any], Any], start: Any, stop: Any) -> Any:
+        """Bytes by one of the two ways to ask for them; what goes wrong is said with the names of case and array."""
         try:
-            return self._fetch.get(starts, stops)
+            return way(start, stop)
         except EOFError as error:
             raise DamagedError(
                 f"case {self.case}, array {array}: {self.path} is truncated; convert it again"

@@ -11,7 +11,18 @@ from small import make_store
 from pants_dist.errors import UserError
 from pants_dist.store import open_store
 from pants_dist.structures import PANTS
-from pants_dist.targets import PAINT_ORDER, PredictedMasks, Target, finished, known, region, table, target_of
+from pants_dist.targets import (
+    PAINT_ORDER,
+    PredictedMasks,
+    Target,
+    finished,
+    holding,
+    known,
+    log_odds,
+    region,
+    table,
+    target_of,
+)  # fmt: skip
 
 IN_PANCREAS = {"pancreas_body", "pancreas_head", "pancreas_tail", "pancreatic_duct", "pancreatic_lesion"}
 NAMES = (*PANTS, "cyst")  # a dataset's own structure has the next bit
@@ -147,9 +158,9 @@ def test_the_background_is_not_scored() -> None:
 @pytest.mark.parametrize(
     ("kind", "structures", "says"),
     [
-        ("three_class", (), "target 'three_class': there is no such target; choose two_class, all_28 or regions"),
-        ("regions", (), "target regions: no structures to segment; name at least one"),
-        ("regions", ("liver", "colon", "liver"), "target regions: liver is named 2 times; name it once"),
+        ("three_class", (), "model.target 'three_class': there is no such target; choose two_class, all_28 or regions"),
+        ("regions", (), "model.structures is empty; name one structure or more"),
+        ("regions", ("liver", "colon", "liver"), "model.structures: liver is named 2 times; name it once"),
     ],
 )
 def test_targets_that_there_are_not(kind: str, structures: tuple[str, ...], says: str) -> None:
@@ -247,3 +258,20 @@ def test_predicted_masks_of_regions() -> None:
     assert masks["pancreas"].tolist() == [[[False, True, False]]]
     assert masks["pancreatic_lesion"].tolist() == [[[True, False, False]]]
     assert all(mask.dtype == bool for mask in masks.values())
+
+
+def test_log_odds_are_those_of_the_probability() -> None:
+    """Softmax: of the structure's channel against all others; sigmoid: its own logit."""
+    logits = torch.randn(3, 4, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    probability = logits.softmax(0)[2]
+    expected = torch.log(probability / (1 - probability))
+    torch.testing.assert_close(log_odds(target_of("two_class"), logits, "pancreatic_lesion"), expected)
+    regions = target_of("regions", ("liver", "pancreas", "pancreatic_lesion"))
+    assert torch.equal(log_odds(regions, logits, "pancreas"), logits[1])
+
+
+def test_codes_are_held_by_regions() -> None:
+    """The pancreas holds the codes of its duct and its lesion; a structure that is no bit of the case holds none."""
+    structures = ("pancreas", "pancreatic_duct", "liver")
+    found = holding(("pancreas", "liver", "spleen"), [0b000, 0b001, 0b010, 0b100, 0b110], structures)
+    assert found.T.tolist() == [[False, True, True, False, True], [False, False, False, True, True], [False] * 5]
