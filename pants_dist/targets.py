@@ -14,12 +14,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
 from pants_dist.errors import UserError
 from pants_dist.structures import LESION, PANCREAS, PANCREAS_PARTS
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
 Kind = Literal["two_class", "all_28", "regions"]
@@ -86,12 +85,14 @@ def region(name: str) -> tuple[str, ...]:
     return (PANCREAS, *WITHIN_PANCREAS) if name == PANCREAS else (name,)
 
 
-def table(target: Target, palette: Sequence[int], structures: Sequence[str]) -> np.ndarray:
+def table(target: Target, palette: Sequence[int], structures: Sequence[str]) -> "np.ndarray":
     """Look-up table (codes, channels + 1), float32 of 0 and 1: `table(...)[codes]` are the target's planes, last axis.
 
     `palette` has the bitmask of each code and `structures` the name of each bit, as the store gives them for a case. A
     structure that is no bit there has no voxel. The last column, `inside`, is 1.
     """
+    import numpy as np  # not above: settings use this module, and `pants-dist --help` is quick
+
     columns = holding(target.channels, palette, structures)
     if target.activation == "softmax":
         last = columns.shape[1] - 1 - columns[:, ::-1].argmax(axis=1)
@@ -99,15 +100,19 @@ def table(target: Target, palette: Sequence[int], structures: Sequence[str]) -> 
     return np.column_stack([columns, np.ones(len(palette))]).astype(np.float32)
 
 
-def holding(names: Sequence[str], palette: Sequence[int], structures: Sequence[str]) -> np.ndarray:
+def holding(names: Sequence[str], palette: Sequence[int], structures: Sequence[str]) -> "np.ndarray":
     """Which codes lie in which of these structures, as regions: bool (codes, names). `[:, n][codes]` is the mask of one."""
+    import numpy as np
+
     bits = {name: 1 << bit for bit, name in enumerate(structures)}
     wanted = [sum(bits.get(part, 0) for part in region(name)) for name in names]
     return np.array([[mask & bit != 0 for bit in wanted] for mask in palette], bool).reshape(len(palette), len(names))
 
 
-def known(target: Target, annotated: Sequence[str]) -> np.ndarray:
+def known(target: Target, annotated: Sequence[str]) -> "np.ndarray":
     """Which channels (channels,) the case's dataset annotated, bool; the background always is."""
+    import numpy as np
+
     return np.array([name == BACKGROUND or name in annotated for name in target.channels])
 
 
@@ -134,7 +139,7 @@ def log_odds(target: Target, logits: "Tensor", name: str) -> "Tensor":
     return logits[own] - logits[others].logsumexp(0)
 
 
-class PredictedMasks(Mapping[str, np.ndarray]):
+class PredictedMasks(Mapping[str, "np.ndarray"]):
     """Boolean masks (z, y, x) of a target's structures out of logits (channels, z, y, x), each made when it is asked for.
 
     Sigmoid: where the logit is above 0. Softmax: where the greatest logit is the structure's own, or that of what lies in it.
@@ -144,7 +149,7 @@ class PredictedMasks(Mapping[str, np.ndarray]):
         self.target, self._logits = target, logits
         self._label = logits.argmax(0).byte() if target.activation == "softmax" else None
 
-    def __getitem__(self, name: str) -> np.ndarray:
+    def __getitem__(self, name: str) -> "np.ndarray":
         if name not in self.target.structures:
             raise KeyError(name)
         channels = self.target.channels
