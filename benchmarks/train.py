@@ -1,4 +1,4 @@
-"""Steps of training: with real data against constant tensors, over more ranks, and what augmentation costs.
+"""Steps of training: with real data against constant tensors, and over more ranks.
 
     python benchmarks/train.py STORE [--rounds 3] [--steps 10] [--config baseline.yaml] [--ranks 1 2 4] [--scaling-only]
 

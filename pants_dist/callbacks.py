@@ -7,29 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
-import torch.distributed as dist
+from torch.distributed import ReduceOp
 
 from pants_dist.checkpoints import BEST, LAST, keep_previous
 from pants_dist.evaluate import ood_metrics, score_cases, validation_cases, write_tables
 from pants_dist.heartbeat import doing
 from pants_dist.loader import Loader
-from pants_dist.model import Segmenter, gathered
+from pants_dist.model import Segmenter
+from pants_dist.ranks import agreed, gathered
 from pants_dist.splits import Splits
 from pants_dist.store import Store
 from pants_dist.tracking import Tracker
 
 STOP_REQUEST = "stop-request"  # a file in the run folder: all ranks save the same step and end
-
-
-def agreed(value: float, operation: Any = dist.ReduceOp.MAX) -> float:
-    """One number that all ranks share: the largest (or the sum) of what each has."""
-    if not dist.is_initialized():
-        return value
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    tensor = torch.tensor([value], dtype=torch.float64, device=device)
-    dist.all_reduce(tensor, operation)
-    return float(tensor)
 
 
 class Logging(L.Callback):
@@ -47,7 +37,7 @@ class Logging(L.Callback):
         step, train = trainer.global_step, module.settings.train
         if step % train.log_every and step not in (self.loader.start + 1, train.steps):
             return
-        loss = agreed(float(outputs["loss"]), dist.ReduceOp.SUM) / trainer.world_size
+        loss = agreed(float(outputs["loss"]), ReduceOp.SUM) / trainer.world_size
         waited = agreed(self.loader.waited_s - self.waited_s)
         elapsed = max(time.perf_counter() - self.begun, 1e-9)
         self.tracker.log(step, {
@@ -57,7 +47,7 @@ class Logging(L.Callback):
             "train/samples_per_s": (step - self.from_step) * train.batch / elapsed,
             "loader/wait_fraction": min(waited / elapsed, 1.0),
             "train/skipped_steps": module.skipped_steps,
-            "loader/skipped": agreed(float(self.loader.skipped), dist.ReduceOp.SUM),
+            "loader/skipped": agreed(float(self.loader.skipped), ReduceOp.SUM),
         })  # fmt: skip
         self.waited_s = self.loader.waited_s
         self.begun, self.from_step = time.perf_counter(), step

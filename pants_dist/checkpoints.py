@@ -60,8 +60,14 @@ def keep_previous(run: Path) -> None:
         beside.replace(previous)
 
 
-def last_checkpoint(run: Path) -> Path:
-    """The newest checkpoint of a run that is whole; where it is to be, if there is none yet.
+def resume_point(run: Path, plan: Plan, model: dict[str, Any]) -> tuple[Path, int]:
+    """The checkpoint to go on from, and its step; where the first is to be, and 0. Raises UserError as the next two do."""
+    path, saved = last_checkpoint(run)
+    return path, resume_step(path, saved, plan, model) if saved else 0
+
+
+def last_checkpoint(run: Path) -> tuple[Path, dict[str, Any] | None]:
+    """The newest checkpoint of a run that is whole, and its content; where it is to be, and None, if there is none yet.
 
     Raises DamagedError where there are some, but none is whole.
     """
@@ -70,16 +76,16 @@ def last_checkpoint(run: Path) -> Path:
         if not path.is_file():
             continue
         try:
-            read_checkpoint(path)
+            saved = read_checkpoint(path)
         except DamagedError as error:
             problems.append(str(error))
             continue
         for problem in problems:
             warnings.warn(f"{problem}; going on from {path.name}", stacklevel=2)
-        return path
+        return path, saved
     if problems:
         raise DamagedError(f"{'; '.join(problems)}; take them away to begin anew, or use another --run-name")
-    return folder / LAST
+    return folder / LAST, None
 
 
 def best_checkpoint(run: Path) -> Path | None:
@@ -88,15 +94,11 @@ def best_checkpoint(run: Path) -> Path | None:
     return next((path for path in choices if path.is_file()), None)
 
 
-def resume_step(checkpoint: Path, plan: Plan, model: dict[str, Any]) -> int:
-    """The step to go on from; 0 without a checkpoint.
+def resume_step(checkpoint: Path, saved: dict[str, Any], plan: Plan, model: dict[str, Any]) -> int:
+    """The step that a checkpoint with this content goes on from.
 
-    Raises UserError, saying what differs, where the checkpoint is of another plan or another network (`model`: its
-    settings).
+    Raises UserError, saying what differs, where it is of another plan or another network (`model`: its settings).
     """
-    if not checkpoint.is_file():
-        return 0
-    saved = read_checkpoint(checkpoint)
     theirs, mine = saved.get("plan", {}), plan.parts
     if differ := [name for name in mine if theirs.get(name) != mine[name]]:
         raise UserError(

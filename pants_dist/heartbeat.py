@@ -97,9 +97,8 @@ class Heartbeat:
         from torch.distributed import PrefixStore, TCPStore
 
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         try:
-            shared = PrefixStore(f"heartbeat/{attempt}", TCPStore(address, port, is_master=False))
+            shared = PrefixStore("heartbeat", TCPStore(address, port, is_master=False))
             word = 0
             while not self._end.wait(EVERY_S if word else 0):
                 word += 1

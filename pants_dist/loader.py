@@ -250,7 +250,8 @@ class Loader:
     def __iter__(self) -> Iterator[list[MicroBatch]]:
         items = one_ahead(self._items())
         for step in range(self.start, self.stop):
-            doing("reading" if step > self.start else "starting", step)
+            # the trainer asks for an item ahead: what waits is the step before
+            doing("reading" if step > self.start else "starting", max(step - 1, self.start))
             begun = time.perf_counter()
             item = next(items)
             self.waited_s += time.perf_counter() - begun

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from pants_dist import ranks
 from pants_dist.networks import supervision_weights
 from pants_dist.targets import Target
 
@@ -113,18 +114,13 @@ class SumOverRanks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, tensor: Tensor) -> Tensor:
         total = tensor.clone()
-        if ranks() > 1:
+        if ranks.count() > 1:
             distributed.all_reduce(total)
         return total
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
-        return gradient * ranks()
-
-
-def ranks() -> int:
-    """How many processes train together; 1 where torch.distributed was not set up."""
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+        return gradient * ranks.count()
 
 
 def deep_supervised(loss: nn.Module, outputs: list[Tensor], truth: Tensor, valid: Tensor, known: Tensor) -> Tensor:

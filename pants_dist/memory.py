@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pants_dist import cluster
 from pants_dist.errors import UserError
-from pants_dist.networks import build_network
+from pants_dist.networks import arithmetic_of, build_network
 from pants_dist.settings import Settings
 from pants_dist.strides import network_misfits, strides_of
 
@@ -45,11 +45,11 @@ def check(settings: Settings) -> None:
     """Raises UserError, with what would fit, where a patch or micro-batch is more than this machine's memory can hold."""
     if torch.cuda.is_available():
         there, what = torch.cuda.get_device_properties(0).total_memory, torch.cuda.get_device_name(0)
-        half = settings.train.precision == "bf16" or (settings.train.precision == "auto" and torch.cuda.is_bf16_supported())
     else:
         whole = min(psutil.virtual_memory().total, cluster.memory_limit() or math.inf)
-        there, what, half = int(whole / settings.train.ranks), "a rank's share of this machine's memory", False
-    bits, patch, micro = 16 if half else 32, settings.data.patch_zyx, settings.train.micro_batch
+        there, what = int(whole / settings.train.ranks), "a rank's share of this machine's memory"
+    kind = arithmetic_of(settings.train.precision, "cuda" if torch.cuda.is_available() else "cpu")
+    bits, patch, micro = 8 * kind.itemsize, settings.data.patch_zyx, settings.train.micro_batch
     need = step_bytes(settings, patch, micro, bits)
     if need <= there:
         return

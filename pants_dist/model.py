@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import lightning as L
 import numpy as np
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from pants_dist.augment import augmented, resampled
 from pants_dist.casefile import AIR_HU
@@ -16,8 +16,9 @@ from pants_dist.config import Settings
 from pants_dist.errors import UserError
 from pants_dist.heartbeat import doing
 from pants_dist.losses import SegmentationLoss, deep_supervised
-from pants_dist.networks import build_network
+from pants_dist.networks import arithmetic_of, build_network
 from pants_dist.optimizers import Average, learning_rate, make_optimizer
+from pants_dist.ranks import gathered
 from pants_dist.targets import finished, known, swapped_left_right, table
 from pants_dist.transfer import AVERAGE
 
@@ -81,10 +82,8 @@ class Segmenter(L.LightningModule):
 
     def arithmetic(self) -> AbstractContextManager[Any]:
         """bf16 inside the block, where the settings and the device are for it; weights stay float32."""
-        wanted = self.settings.train.precision
-        if wanted == "auto":
-            wanted = "bf16" if self.device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=wanted == "bf16")
+        half = arithmetic_of(self.settings.train.precision, self.device.type) == torch.bfloat16
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=half)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Micro-batches stay in shared memory until their voxels are needed; `patches` moves them."""
@@ -194,12 +193,3 @@ class Segmenter(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._average_state, self.skipped_steps = checkpoint.get(AVERAGE), checkpoint["skipped_steps"]
-
-
-def gathered(mine: Any) -> list[Any]:
-    """What each rank has, on all ranks, in their order."""
-    if not distributed.is_initialized():
-        return [mine]
-    parts: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(parts, mine)
-    return parts

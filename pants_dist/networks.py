@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from monai.networks.blocks import UnetBasicBlock, UnetOutBlock, UnetResBlock, UnetUpBlock
 from monai.networks.nets import DynUNet, MedNeXt, SegResNetDS, SwinUNETR, UNet
 from torch import Tensor, nn
@@ -22,6 +23,13 @@ INSTANCE_NORM = ("INSTANCE", {"affine": True})
 def build_network(model: Model, channels_out: int, patch_zyx: Zyx, spacing_mm_zyx: Mm | None) -> nn.Module:
     """The network that the settings name. They must have passed settings.check; `channels_out` is one a structure."""
     return NETWORKS[model.name](model, channels_out, patch_zyx, spacing_mm_zyx)
+
+
+def arithmetic_of(precision: str, device_type: str) -> torch.dtype:
+    """What a network works in: `train.precision`, where "auto" is bf16 on a GPU that has it, float32 elsewhere."""
+    if precision == "auto":
+        precision = "bf16" if device_type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
 def supervision_weights(heads: int) -> tuple[float, ...]:

@@ -20,7 +20,7 @@ from torch import distributed
 
 from pants_dist import __version__, cluster, config, memory
 from pants_dist.callbacks import STOP_REQUEST, Checkpoints, Logging, Stopping, Validation
-from pants_dist.checkpoints import LAST, PlainCheckpoints, last_checkpoint, resume_step
+from pants_dist.checkpoints import LAST, PlainCheckpoints, resume_point
 from pants_dist.config import Data, Settings
 from pants_dist.errors import UserError
 from pants_dist.evaluate import validation_cases
@@ -52,8 +52,7 @@ def train(settings: Settings, run: Path) -> None:
     plan = plan_of(store, settings, splits)
     module = Segmenter(settings, intensity_of(store, plan.cases), store)
 
-    checkpoint = last_checkpoint(run)
-    start = resume_step(checkpoint, plan, asdict(settings.model))
+    checkpoint, start = resume_point(run, plan, asdict(settings.model))
     if settings.train.init_from and not start:
         load_weights(settings, module.network, read_weights(settings.train.init_from))
     loader = loader_of(store, plan, settings, rank, ranks, start)
@@ -109,14 +108,15 @@ def plan_of(store: Store, settings: Settings, splits: Splits) -> Plan:
     data = settings.data
     cases = tuple(splits.by_case.index[splits.by_case == "train"].tolist())
     rows = store.frame("center", *data.shares).loc[list(cases)]
-    rows["lesion"] = store.holding(LESION)[LESION]
     names = settings.model.outputs.structures
     if stray := sorted(set(names) - (annotated := store.annotated())):
         raise UserError(
             f"model.structures: {stray[0]!r} is annotated in no case of {store.path}; it has {', '.join(sorted(annotated))}"
         )
-    has = store.holding(*names).loc[list(cases)].to_numpy().tolist()
-    present = {case: tuple(itertools.compress(names, row)) for case, row in zip(cases, has, strict=True)}
+    has = store.holding(*dict.fromkeys((*names, LESION))).loc[list(cases)]
+    rows["lesion"] = has[LESION]
+    held = has[list(names)].to_numpy().tolist()
+    present = {case: tuple(itertools.compress(names, row)) for case, row in zip(cases, held, strict=True)}
     requests = requests_of(rows, data)
     weights = tuple(weigh(requests, len(cases)).tolist()) if requests else ()
     return Plan(
@@ -153,7 +153,7 @@ def launch(settings: Settings, name: str) -> int:
             "data.val_fraction, or hold a center out (data.held_out_centers)"
         )
     run = prepare_run(settings, name, f"store digest {store.digest}; split: {splits.in_words()}")
-    if resume_step(last_checkpoint(run), plan, asdict(settings.model)) >= settings.train.steps:
+    if resume_point(run, plan, asdict(settings.model))[1] >= settings.train.steps:
         return 0
     ranks = settings.train.ranks
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]

@@ -1,19 +1,26 @@
 """A small real store for tests: blobs in noise, three centers, every file written by the store's own writer."""
 
 import json
+import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 
+from pants_dist import config
 from pants_dist.casefile import RECORD
 from pants_dist.plan import Plan
 from pants_dist.settings import Settings
 from pants_dist.splits import splits_of
 from pants_dist.store import Store, write_case, write_manifest
 from pants_dist.structures import PANTS
+from pants_dist.tracking import read_metrics
 
 LIVER, PANCREAS, LESION = (PANTS.index(name) for name in ("liver", "pancreas", "pancreatic_lesion"))
+LAUNCH = "import sys; from pants_dist import config, train; sys.exit(train.launch(config.load(sys.argv[1], []), sys.argv[2]))"
 ODD_SHAPES = [(40, 70, 33), (5, 7, 9), (32, 32, 32), (64, 1, 97), (33, 100, 65)]
 PALETTE = [0, 1 << LIVER, 1 << PANCREAS, 1 << PANCREAS | 1 << LESION]
 
@@ -73,6 +80,19 @@ def trained_here(wanted: Settings, name: str) -> Path:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
     return run
+
+
+def launched(wanted: Settings, name: str, steps: int = 3, **environment: str) -> subprocess.Popen:
+    """The run in a process of its own, once it has logged so many steps; it speaks into RUNS/log."""
+    runs = Path(wanted.runs)
+    (runs / "config.yaml").write_text(config.dump(wanted))
+    with open(runs / "log", "a") as log:
+        command = [sys.executable, "-c", LAUNCH, str(runs / "config.yaml"), name]
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | environment)
+    while len(read_metrics(runs / name)) < steps:
+        assert process.poll() is None, (runs / "log").read_text()
+        time.sleep(0.02)
+    return process
 
 
 def rank_process(launcher: int, rank: int) -> int:

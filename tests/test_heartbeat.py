@@ -2,19 +2,15 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from small import make_store, rank_process
+from small import launched, make_store, rank_process
 
 from pants_dist import config
 from pants_dist.heartbeat import Doing, in_words, waited_for
 from pants_dist.tracking import read_metrics, read_summary
-
-LAUNCH = "import sys; from pants_dist import config, train; sys.exit(train.launch(config.load(sys.argv[1], []), 'run'))"
 
 
 def test_the_rank_that_is_the_least_far_is_waited_for() -> None:
@@ -40,23 +36,19 @@ def test_a_stopped_rank_is_named(tmp_path: Path) -> None:
         "--train.micro_batch=1", "--data.patch_zyx=[16, 32, 32]", "--model.channels=[4, 8, 16]", "--loader.kind=local",
         "--tracking.wandb=off", "--train.log_every=1",
     ])  # fmt: skip
-    (tmp_path / "config.yaml").write_text(config.dump(wanted))
     run, log = tmp_path / "run", tmp_path / "log"
-    with open(log, "w") as file:
-        command = [sys.executable, "-c", LAUNCH, str(tmp_path / "config.yaml")]
-        process = subprocess.Popen(command, stdout=file, stderr=file, env=os.environ | {"PANTS_DIST_LATE_S": "3"})
-    while len(read_metrics(run)) < 3:
-        assert process.poll() is None, log.read_text()
-        time.sleep(0.05)
+    process = launched(wanted, "run", PANTS_DIST_LATE_S="3")
     victim = rank_process(process.pid, 1)
     try:
         os.kill(victim, signal.SIGSTOP)
         deadline = time.monotonic() + 60
         while "hangs" not in log.read_text() and time.monotonic() < deadline:
             time.sleep(0.1)
+        done = len(read_metrics(run))
         os.kill(victim, signal.SIGCONT)
         said = [line for line in log.read_text().splitlines() if "hangs" in line]
         assert len(said) == 1 and "waiting for rank 1 on " in said[0] and "does not answer" in said[0]
+        assert f"step {done} hangs" in said[0] or f"step {done + 1} hangs" in said[0]
         assert process.wait(90) == 0 and read_summary(run)["state"] == "finished"
     finally:
         process.kill()

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import make_store, rank_process
+from small import LAUNCH, launched, make_store, rank_process
 
 from pants_dist import config, train
 from pants_dist.tracking import read_metrics, read_summary
 
 pytestmark = pytest.mark.timeout(300)
-LAUNCH = "import sys; from pants_dist import config, train; sys.exit(train.launch(config.load(sys.argv[1], []), 'run'))"
 
 
 @pytest.fixture(scope="module")
@@ -32,19 +31,6 @@ def settings(store: Path, runs: Path, ranks: int, *more: str) -> config.Settings
     ])  # fmt: skip
 
 
-def launched(wanted: config.Settings, steps: int) -> subprocess.Popen:
-    """The run in a process of its own, once it has logged so many steps; it speaks into RUNS/log."""
-    folder = Path(wanted.runs)
-    (folder / "config.yaml").write_text(config.dump(wanted))
-    with open(folder / "log", "a") as log:
-        command = [sys.executable, "-c", LAUNCH, str(folder / "config.yaml")]
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-    while len(read_metrics(folder / "run")) < steps:
-        assert process.poll() is None, (folder / "log").read_text()
-        time.sleep(0.02)
-    return process
-
-
 def saved_step(run: Path) -> int:
     return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
 
@@ -53,12 +39,12 @@ def stop_one_of_four(store: Path, runs: Path, seed: int) -> None:
     """A signal to one random rank of four, then a stop-request: each time all stop at one step, saved, with exit code 75."""
     rng = random.Random(seed)
     wanted, run = settings(store, runs, 4), runs / "run"
-    process = launched(wanted, 3)
+    process = launched(wanted, "run")
     os.kill(rank_process(process.pid, rng.randrange(4)), rng.choice([signal.SIGUSR1, signal.SIGTERM]))
     assert process.wait(60) == train.REQUEUE, (runs / "log").read_text()
     first = read_summary(run)
     assert first["state"] == "stopped" and first["step"] == saved_step(run) == len(read_metrics(run)) < 400
-    process = launched(wanted, first["step"] + 2)
+    process = launched(wanted, "run", first["step"] + 2)
     (run / "stop-request").touch()
     assert process.wait(60) == train.REQUEUE, (runs / "log").read_text()
     second = read_summary(run)
@@ -84,7 +70,7 @@ def test_a_killed_rank_is_started_again(store: Path, tmp_path: Path) -> None:
     Killed once more than train.restarts allows, it ends.
     """
     wanted = settings(store, tmp_path, 2, "--train.restarts=1", "--train.checkpoint_minutes=0.0001", "--train.steps=120")
-    process, log = launched(wanted, 3), tmp_path / "log"
+    process, log = launched(wanted, "run"), tmp_path / "log"
     os.kill(rank_process(process.pid, 1), signal.SIGKILL)
     assert process.wait(120) == 0, log.read_text()
     assert "a rank was killed; going on from the last checkpoint, 0 more times" in log.read_text()
@@ -98,7 +84,7 @@ def test_an_exception_ends_all_ranks_and_is_shown_first(store: Path, tmp_path: P
     wanted = settings(store, tmp_path, 3, "--train.batch=3")
     (tmp_path / "config.yaml").write_text(config.dump(wanted))
     begun = time.monotonic()
-    command = [sys.executable, "-c", LAUNCH, str(tmp_path / "config.yaml")]
+    command = [sys.executable, "-c", LAUNCH, str(tmp_path / "config.yaml"), "run"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
     assert done.returncode == 1 and "a rank was killed" not in done.stderr
     first = min(done.stderr.find(word) for word in ("failed:", "another rank is gone") if word in done.stderr)

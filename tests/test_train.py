@@ -1,8 +1,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -12,11 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from small import make_store, plan_of, trained_here
+from small import launched, make_store, plan_of, trained_here
 
 from pants_dist import config, train
 from pants_dist.casefile import RECORD
-from pants_dist.checkpoints import last_checkpoint, read_checkpoint, resume_step
+from pants_dist.checkpoints import last_checkpoint, resume_step
 from pants_dist.errors import DamagedError, UserError
 from pants_dist.store import open_store, write_case, write_manifest
 from pants_dist.tracking import read_metrics, read_summary
@@ -78,7 +76,6 @@ def assert_equal(one: Any, other: Any) -> None:
 
 STEPS = 24
 SPLIT = ["--validation.every", "12", "--data.held_out_centers", '["Center C"]']
-LAUNCH = "import sys; from pants_dist import config, train; sys.exit(train.launch(config.load(sys.argv[1], []), sys.argv[2]))"
 
 
 @pytest.fixture(scope="module")
@@ -87,18 +84,6 @@ def uninterrupted(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     runs = tmp_path_factory.mktemp("whole")
     assert train.launch(settings(store, runs, STEPS, *SPLIT), "whole") == 0
     return runs / "whole"
-
-
-def started(wanted: config.Settings, folder: Path, steps: int = 3) -> subprocess.Popen:
-    """The run "again", launched in a process of its own, once it has logged so many steps; it speaks into folder/log."""
-    (folder / "config.yaml").write_text(config.dump(wanted))
-    command = [sys.executable, "-c", LAUNCH, str(folder / "config.yaml"), "again"]
-    with open(folder / "log", "w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-    while len(read_metrics(folder / "again")) < steps:
-        assert process.poll() is None
-        time.sleep(0.02)
-    return process
 
 
 def children(pid: int) -> list[int]:
@@ -129,7 +114,7 @@ def test_a_stop_and_a_resume_change_nothing(store: Path, tmp_path: Path, uninter
     The second run is read by local processes instead of Ray, so the two kinds of loader are held to the same weights.
     """
     wanted = settings(store, tmp_path, STEPS, *SPLIT, "--loader.kind", "local")
-    process = started(wanted, tmp_path)
+    process = launched(wanted, "again")
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == train.REQUEUE
     assert read_summary(tmp_path / "again")["state"] == "stopped"
@@ -142,7 +127,7 @@ def test_a_stop_and_a_resume_change_nothing(store: Path, tmp_path: Path, uninter
 def test_a_killed_run_leaves_no_process_and_goes_on(store: Path, tmp_path: Path, uninterrupted: Path) -> None:
     """SIGKILL takes ranks and Ray with it; the same command resumes from the last checkpoint and loses no step."""
     wanted = settings(store, tmp_path, STEPS, *SPLIT, "--train.checkpoint_minutes", "0.0001")
-    process = started(wanted, tmp_path)
+    process = launched(wanted, "again")
     below = children(process.pid)
     assert len(below) > 4
     process.kill()
@@ -183,7 +168,7 @@ def test_four_ranks_then_two_then_eight_train_the_same(store: Path, tmp_path: Pa
 def stopped(wanted: config.Settings, folder: Path) -> None:
     """The run "again", stopped some steps after it began or went on."""
     before = len(read_metrics(folder / "again"))
-    process = started(wanted, folder, before + 3)
+    process = launched(wanted, "again", before + 3)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == train.REQUEUE and before < read_summary(folder / "again")["step"] < wanted.train.steps
 
@@ -219,7 +204,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(store: Path, tmp_path:
     whole, folder = saved(run), run / "checkpoints"
     flip_a_bit(folder / "last.ckpt")
     with pytest.warns(UserWarning, match=r"last.ckpt: damaged .*; going on from previous.ckpt"):
-        assert read_checkpoint(last_checkpoint(run))["global_step"] == 4
+        assert last_checkpoint(run)[1]["global_step"] == 4
     with pytest.warns(UserWarning, match="going on from previous.ckpt"):
         trained_here(longer, "run")
     assert_equal(saved(run), whole)
@@ -261,7 +246,7 @@ def spoil(store: Path, case: str) -> None:
 
 def test_a_killed_raylet_ends_the_run(store: Path, tmp_path: Path) -> None:
     """Without Ray's node the run ends within a minute with the first error said, and leaves no process behind."""
-    process = started(settings(store, tmp_path, 100_000, "--train.checkpoint_minutes", "0.0001"), tmp_path)
+    process = launched(settings(store, tmp_path, 100_000, "--train.checkpoint_minutes", "0.0001"), "again")
     below = children(process.pid)
     raylets = [pid for pid in below if Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].endswith(b"/raylet")]
     assert len(raylets) == 1
@@ -293,13 +278,14 @@ def test_a_checkpoint_of_another_plan_is_refused(store: Path, tmp_path: Path, un
     """The same run name on a store with other cases: refused by the plan's digest, naming the checkpoint."""
     other = open_store(make_store(tmp_path / "other", cases=12))
     plan = plan_of(other, config.load(uninterrupted / "config.yaml", []))
+    path, kept = last_checkpoint(uninterrupted)
     with pytest.raises(UserError, match=r"last\.ckpt: was trained on another plan .cases, structures of the cases differ"):
-        resume_step(uninterrupted / "checkpoints" / "last.ckpt", plan, {})
+        resume_step(path, kept, plan, {})
     ours = config.load(uninterrupted / "config.yaml", [])
     plan, model = plan_of(open_store(ours.data.store), ours), asdict(ours.model)
-    assert resume_step(uninterrupted / "checkpoints" / "last.ckpt", plan, model) == STEPS
+    assert resume_step(path, kept, plan, model) == STEPS
     with pytest.raises(UserError, match=r"of another network \(model.channels is \(4, 8, 16\) there, \(4, 8\) here\)"):
-        resume_step(uninterrupted / "checkpoints" / "last.ckpt", plan, model | {"channels": (4, 8)})
+        resume_step(path, kept, plan, model | {"channels": (4, 8)})
 
 
 def test_a_center_that_does_not_exist_is_refused(store: Path, tmp_path: Path) -> None:
