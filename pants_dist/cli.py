@@ -2,26 +2,20 @@
 verb that needs it. What a user can mend is one line on stderr and exit code 2.
 """
 
-import argparse
 import itertools
 import json
 import os
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pants_dist import __version__
 from pants_dist.errors import UserError
-from pants_dist.parser import Parser, add_settings
-
-if TYPE_CHECKING:
-    from pants_dist.settings import Settings
+from pants_dist.parser import Given, Parser, add_convert, add_settings, add_train, ends, run_name_of, settings_of
+from pants_dist.submitting import add_cluster_verbs, complete, submit
 
 BAD_INPUT, INTERRUPTED, STOPPED = 2, 130, 75
-
-Given = argparse.Namespace
 
 
 def demo(given: Given) -> int:
@@ -158,8 +152,8 @@ def train(given: Given) -> int:
     from pants_dist.progress import watching
 
     settings, name = settings_of(given), run_name_of(given)
+    from pants_dist.launch import launch  # takes seconds: after everything that can be refused at once
     from pants_dist.tracking import read_summary
-    from pants_dist.train import launch  # takes seconds: after everything that can be refused at once
 
     run = Path(settings.runs) / name
     with watching(run):
@@ -169,24 +163,6 @@ def train(given: Given) -> int:
     if code:
         return ends(code, "see above what went wrong; the same command goes on from the last checkpoint of", run)
     return ends(code, "pants-dist evaluate", run)
-
-
-def settings_of(given: Given) -> "Settings":
-    """The settings of a "train" or "split" command line: its file, then what was given by name, wherever that stood."""
-    from pants_dist import config
-
-    chosen = vars(given)
-    settings = config.load(given.config, [f"--{name}={chosen[name]}" for name in config.catalog() if name in chosen])
-    config.check(settings)
-    return settings
-
-
-def run_name_of(given: Given) -> str:
-    """The run's name: as given, or that of the config without its ending."""
-    name = given.run_name or Path(given.config).stem
-    if Path(name).name != name or name.startswith((".", "-")):
-        raise UserError(f"--run-name {name!r}: must be a plain name; the folder of all runs is --runs")
-    return name
 
 
 def evaluate(given: Given) -> int:
@@ -218,12 +194,6 @@ def _print_centers(rows: Any) -> None:
     print_table(center_table(rows, structures), structures, Console())
 
 
-def ends(code: int, after: str, *paths: Path | str, to: Any = None) -> int:
-    """Say what to do next; returns the exit code."""
-    print("Next:", after, *(shlex.quote(str(path)) for path in paths), file=to, flush=True)
-    return code
-
-
 def build_parser() -> tuple[Parser, dict[str, Parser]]:
     """The parser of everything, and that of each verb."""
     parser = Parser(prog="pants-dist", description="From CT datasets to a model and a report by center, on many nodes.")
@@ -239,6 +209,7 @@ def build_parser() -> tuple[Parser, dict[str, Parser]]:
 
     _add_data_verbs(add)
     _add_run_verbs(add)
+    add_cluster_verbs(add)
     return parser, verbs
 
 
@@ -251,16 +222,7 @@ def _add_data_verbs(add: Callable[[Callable[[Given], int]], Parser]) -> None:
     verb.add_argument("--seed", type=int, default=0, help="another seed, another cohort (default %(default)s)")
     verb.add_argument("--scale", type=float, default=0.25, help="size along each axis, 1: full (default %(default)s)")
     verb = add(convert)
-    verb.add_argument("sources", metavar="SRC", type=Path, nargs="+", help="folders of datasets")
-    verb.add_argument("store", metavar="STORE", type=Path, help="folder of the store: new, or to go on with")
-    verb.add_argument("--layout", default="auto", help="how SRC is laid out (default: found out)")
-    verb.add_argument("--metadata", metavar="FILE", type=Path, help="the dataset's table, where it is not in SRC")
-    verb.add_argument("--workers", metavar="N", type=int, help="processes (default: one a core)")
-    verb.add_argument("--ray", metavar="ADDRESS", help="work on all nodes of this Ray cluster, such as auto")
-    verb.add_argument("--slice", metavar="I/N", help="only every N-th case, from the I-th: for N jobs on one store")
-    verb.add_argument("--limit", metavar="N", type=int, help="only the first N cases")
-    verb.add_argument("--cases", metavar="LIST", help="only these: ids with commas, or a file with one a line")
-    verb.add_argument("--dry-run", action="store_true", help="only say what would be done")
+    add_convert(verb)
     verb = add(verify)
     verb.add_argument("store", metavar="STORE", type=Path, help="folder of the store")
     verb.add_argument("--against", metavar="SRC", type=Path, help="compare every voxel with this dataset, too")
@@ -294,10 +256,8 @@ def _add_run_verbs(add: Callable[[Callable[[Given], int]], Parser]) -> None:
     verb.add_argument("store", metavar="STORE", type=Path, help="folder of the store")
     verb.add_argument("--config", metavar="FILE", default="baseline", help="patch, network, readers (default %(default)s)")
     verb = add(train)
-    verb.add_argument("--config", metavar="FILE", required=True, help="settings as YAML, or the name of a shipped file")
-    verb.add_argument("--run-name", metavar="NAME", help="name of the run (default: that of FILE without its ending)")
     verb.usage = "pants-dist train --config FILE [--run-name NAME] [--section.setting VALUE ...]"
-    add_settings(verb)
+    add_train(verb)
     verb = add(evaluate)
     verb.add_argument("run", metavar="RUN", type=Path, help="folder of the run")
     verb.add_argument("--split", metavar="NAME", help="train, val_seen, held_out or test (default: the middle two)")
@@ -318,9 +278,12 @@ def run(words: Sequence[str]) -> int:
         return 0
     if not words[0].startswith("-") and words[0] not in verbs:
         raise UserError(f"no verb {words[0]!r}{nearest(words[0], verbs)}")
-    verbs.get(words[0], parser).refuse_unknown(words[1:] if words[0] in verbs else words)
+    if words[0] != "submit":
+        verbs.get(words[0], parser).refuse_unknown(words[1:] if words[0] in verbs else words)
     given, beyond = parser.parse_known_args(words)
-    if beyond:
+    if given.verb is submit:
+        complete(given, beyond, verbs)
+    elif beyond:
         raise UserError(f'{words[0]}: {beyond[0]!r} is more than it takes; see "pants-dist {words[0]} --help"')
     return given.verb(given)
 

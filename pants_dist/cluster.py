@@ -25,6 +25,7 @@ from pants_dist.errors import UserError
 
 READER_SLOT = "pants_reader"  # readers ask for this, not for CPUs: training processes would starve them otherwise
 READER_BYTES, RAY_BYTES = 300 << 20, 300 << 20  # of a reading process, and of Ray's own together
+FOLDER_VARIABLE = "PANTS_DIST_RAY_FOLDER"
 SHARED_MEMORY = Path("/dev/shm")
 PATIENCE_SECONDS = 10.0  # for an answer from another node
 LONGEST_TEMPORARY = 40  # Ray's sockets lie below it, and a socket's path may have 107 bytes
@@ -70,21 +71,9 @@ def started(readers: int, object_store_bytes: int) -> Iterator[dict[str, str]]:
 
     Raises UserError where /dev/shm is too small for the object store, or the memory limit for it and the readers.
     """
-    need, limit = object_store_bytes + readers * READER_BYTES + RAY_BYTES, memory_limit()
-    if limit is not None and limit < need:
-        raise UserError(
-            f"memory: the control group allows {limit >> 20} MiB, Ray and {readers} readers need {need >> 20}; "
-            "ask for more (--mem under SLURM), lower loader.ahead or loader.readers, or use --loader.kind local"
-        )
-    free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else 0
-    if free < object_store_bytes:
-        raise UserError(
-            f"/dev/shm: {free >> 20} MiB free, the loader needs {object_store_bytes >> 20}; "
-            "free some, lower loader.ahead, or use --loader.kind local"
-        )
-    folder = Path(tempfile.mkdtemp(prefix="pants-ray-", dir=_short_folder()))
-    with _janitor(folder):
-        environment = _environment(folder)
+    check_memory(readers, object_store_bytes)
+    with private_folder() as folder:
+        environment = environment_of(folder, token())
         os.environ.update(environment)
         import ray
 
@@ -103,6 +92,53 @@ def started(readers: int, object_store_bytes: int) -> Iterator[dict[str, str]]:
             yield environment | {"RAY_ADDRESS": context.address_info["gcs_address"]}
         finally:
             ray.shutdown()
+
+
+def check_memory(readers: int, object_store_bytes: int) -> None:
+    """Raises UserError where /dev/shm is too small for the object store, or the memory limit for it and the readers."""
+    need, limit = object_store_bytes + readers * READER_BYTES + RAY_BYTES, memory_limit()
+    if limit is not None and limit < need:
+        raise UserError(
+            f"memory: the control group allows {limit >> 20} MiB, Ray and {readers} readers need {need >> 20}; "
+            "ask for more (--mem under SLURM), lower loader.ahead or loader.readers, or use --loader.kind local"
+        )
+    free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else 0
+    if free < object_store_bytes:
+        raise UserError(
+            f"/dev/shm: {free >> 20} MiB free, the loader needs {object_store_bytes >> 20}; "
+            "free some, lower loader.ahead, or use --loader.kind local"
+        )
+
+
+@contextlib.contextmanager
+def private_folder() -> Iterator[Path]:
+    """A new folder on this machine's own disk for one Ray. Whatever has a file in it open at the end is killed.
+
+    Such folders of ours whose process is gone, after a kill that no janitor outlived, are swept first.
+    """
+    parent, prefix = Path(_short_folder()), f"pants-ray-{os.getuid()}-"
+    for leftover in parent.glob(f"{prefix}*"):
+        if orphaned := claim(str(leftover)):
+            with orphaned:
+                sweep(leftover)
+    folder = parent / f"{prefix}{secrets.token_hex(4)}"
+    owned = claim(str(folder))
+    assert owned
+    with owned:
+        folder.mkdir(mode=0o700)
+        with _janitor(folder):
+            yield folder
+
+
+def claim(name: str) -> socket.socket | None:
+    """Hold a name on this machine, until closed or until we die (Linux: an abstract socket); None: another holds it."""
+    held = socket.socket(socket.AF_UNIX)
+    try:
+        held.bind(f"\0pants-dist-{name}")
+    except OSError:
+        held.close()
+        return None
+    return held
 
 
 @contextlib.contextmanager
@@ -134,18 +170,20 @@ def _short_folder() -> str:
 
 
 @cache
-def _token() -> str:
+def token() -> str:
     """The secret of this process's Rays: one, since Ray reads it once in a process and keeps it."""
     return secrets.token_hex(32)
 
 
-def _environment(folder: Path) -> dict[str, str]:
-    token = folder / "token"
-    token.touch(mode=0o600)
-    token.write_text(_token())
+def environment_of(folder: Path, token: str) -> dict[str, str]:
+    """By which processes join the Ray that has this private folder and this token."""
+    file = folder / "token"
+    file.touch(mode=0o600)
+    file.write_text(token)
     return {
+        FOLDER_VARIABLE: str(folder),
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_AUTH_TOKEN_PATH": str(file),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
@@ -159,7 +197,9 @@ def joined() -> None:
         address = os.environ.get("RAY_ADDRESS")
         if not address:
             raise UserError('RAY_ADDRESS is not set; start with "pants-dist train", or use --loader.kind local')
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        # by its folder our node is told from others of the same Ray on this machine
+        folder = os.environ.get(FOLDER_VARIABLE)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, _temp_dir=folder)
 
 
 def _knock(address: str) -> None:

@@ -30,7 +30,7 @@ from pants_dist.settings import (
 
 __all__ = [
     "Augment", "Data", "Loader", "Model", "Optim", "Settings", "Tracking", "Train", "Validation",
-    "as_yaml", "catalog", "check", "difference", "dump", "expected", "load", "nearest", "shipped",
+    "as_type", "as_yaml", "catalog", "check", "difference", "dump", "expected", "load", "nearest", "shipped",
 ]  # fmt: skip
 
 
@@ -170,18 +170,25 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 
 def _typed(setting: Setting, given: Given) -> Any:
-    """The value as the setting's type; "3" is a number and "[1, 2]" a list where one is wanted."""
+    try:
+        return as_type(setting.hint, given.value)
+    except ValueError:
+        what = expected(setting.hint)
+        raise UserError(f"{given.where}: {setting.name} is {given.value!r}; it takes {what}") from None
+
+
+def as_type(hint: Any, value: Any) -> Any:
+    """The value as this type; "3" is a number and "[1, 2]" a list where one is wanted. Raises ValueError."""
     from jsonargparse import ArgumentError, ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--value", type=setting.hint)
-    wrong = UserError(f"{given.where}: {setting.name} is {given.value!r}; it takes {expected(setting.hint)}")
-    if given.value is None and NoneType not in get_args(setting.hint):
-        raise wrong
+    parser.add_argument("--value", type=hint)
+    if value is None and NoneType not in get_args(hint):
+        raise ValueError("null")
     try:
-        return parser.parse_object({"value": given.value}).value
-    except (ArgumentError, TypeError, ValueError):
-        raise wrong from None
+        return parser.parse_object({"value": value}).value
+    except (ArgumentError, TypeError) as error:
+        raise ValueError(str(error)) from None
 
 
 def expected(hint: Any) -> str:
@@ -190,6 +197,8 @@ def expected(hint: Any) -> str:
         return "one of " + ", ".join(get_args(hint))
     if NoneType in get_args(hint):
         return f"{expected(next(kind for kind in get_args(hint) if kind is not NoneType))}, or null"
+    if hint == dict[str, str]:
+        return "names with text, like {reservation: ct}"
     if get_origin(hint) is dict:
         nested = get_origin(get_args(hint)[1]) is dict
         return "names with numbers, like " + ("{phase: {Arterial: 0.5}}" if nested else "{pancreatic_lesion: 3}")

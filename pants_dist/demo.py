@@ -10,11 +10,11 @@ from conversion.run import convert
 from pants_dist import cluster, config, report
 from pants_dist.errors import UserError
 from pants_dist.evaluate import evaluate
+from pants_dist.launch import launch
 from pants_dist.phantom import make_phantom
 from pants_dist.progress import shown, watching
 from pants_dist.splits import splits_of
 from pants_dist.store import Store, open_store
-from pants_dist.train import launch
 
 CONFIG = "debug.yaml"
 RUN = "demo"

@@ -6,6 +6,7 @@ cluster, `local` with a torch DataLoader's processes; both give the same bytes.
 """
 
 import math
+import multiprocessing
 import time
 import warnings
 from collections import Counter, deque
@@ -209,6 +210,7 @@ class LocalSource:
     def stream(self, requests: Iterator[list[Sample]]) -> Iterator[MicroBatch]:
         from torch.utils.data import DataLoader
 
+        multiprocessing.set_forkserver_preload(["torch.utils.data", "pants_dist.loader"])  # once, not once a reader
         share = max(1, -(-self.ahead // self.readers))
         batches: Any = DataLoader(
             _Requests(self.reader),  # type: ignore[arg-type]  # indexed by the sampler's items, whatever they are

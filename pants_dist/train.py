@@ -1,15 +1,13 @@
-"""The main path. `launch` prepares a run folder and starts Ray and torchrun; `train` is what each rank then does."""
+"""The main path: what each rank of a run does. pants_dist.launch starts them."""
 
-import contextlib
 import itertools
 import logging
 import os
-import signal
 import socket
-import subprocess
 import sys
+import traceback
 import warnings
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import lightning as L
@@ -18,28 +16,25 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import distributed
 
-from pants_dist import __version__, cluster, config, memory
-from pants_dist.callbacks import STOP_REQUEST, Checkpoints, Logging, Stopping, Validation
+from pants_dist import cluster, config
+from pants_dist.callbacks import Checkpoints, Logging, Stopping, Validation
 from pants_dist.checkpoints import LAST, PlainCheckpoints, resume_point
 from pants_dist.config import Data, Settings
 from pants_dist.errors import UserError
-from pants_dist.evaluate import validation_cases
 from pants_dist.geometry import Geometry
 from pants_dist.heartbeat import Heartbeat
 from pants_dist.loader import Loader, Reader, make_source
 from pants_dist.model import Intensity, Segmenter
 from pants_dist.plan import Plan
-from pants_dist.settings import MAY_CHANGE
 from pants_dist.splits import Splits, splits_of
 from pants_dist.stage import Stage
 from pants_dist.store import Store, open_store
 from pants_dist.structures import LESION
-from pants_dist.tracking import Tracker, mark, read_summary, write_atomically
+from pants_dist.tracking import Tracker, mark, write_atomically
 from pants_dist.transfer import load_weights, read_weights
 from pants_dist.weights import requests_of, weigh
 
 FAILURE = "failure"  # a file in the run folder: which rank failed of its own, and how
-REQUEUE = 75  # exit code: stopped on request with everything saved; run the same command again (EX_TEMPFAIL)
 
 
 def train(settings: Settings, run: Path) -> None:
@@ -135,127 +130,14 @@ def intensity_of(store: Store, cases: tuple[str, ...]) -> Intensity:
     return Intensity.of(hu)
 
 
-def launch(settings: Settings, name: str) -> int:
-    """Start or resume the run `settings.runs`/`name` on this machine; returns the exit code.
-
-    0 finished, 75 stopped on request (the same command goes on), 1 failed. Raises UserError before anything is started
-    where settings, store and split do not fit together.
+def main(run: Path) -> None:
+    """A rank, in the process that the agent started for it. Exits with 2 where settings and store do not fit together,
+    else with 1 where it fails: the first rank that does so of its own says why, in RUN/failure and in words.
     """
-    config.check(settings)
-    memory.check(settings)
-    store = open_store(settings.data.store)
-    settings = replace(settings, data=_found_from_anywhere(settings.data, store))
-    splits = splits_of(store, settings.data)
-    plan = plan_of(store, settings, splits)
-    if settings.validation.every and not validation_cases(store, settings, splits):
-        raise UserError(
-            f"validation.every is {settings.validation.every}, but no case is kept for validation; set it to null, raise "
-            "data.val_fraction, or hold a center out (data.held_out_centers)"
-        )
-    run = prepare_run(settings, name, f"store digest {store.digest}; split: {splits.in_words()}")
-    if resume_point(run, plan, asdict(settings.model))[1] >= settings.train.steps:
-        return 0
-    ranks = settings.train.ranks
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, cluster.usable_cores() // ranks)), "PYTHONUNBUFFERED": "1"}
-    with reading(settings) as address:
-        code = _run([*command, "-m", "pants_dist.train", str(run)], environment | address, run, settings.train.restarts)
-    return _outcome(run, code)
-
-
-def reading(settings: Settings) -> contextlib.AbstractContextManager[dict[str, str]]:
-    """Ray for the readers of all ranks, where Ray reads; yields the environment by which ranks find it."""
-    if settings.loader.kind == "local":
-        return contextlib.nullcontext({})
-    return cluster.started(settings.loader.readers * settings.train.ranks, object_store_bytes(settings))
-
-
-def object_store_bytes(settings: Settings) -> int:
-    """Room for every micro-batch that may be under way at once, twice over, and at least 128 MiB."""
-    data = settings.data
-    window = 6 * int(np.prod(data.patch_zyx))  # up to 4 bytes of HU and 2 of code
-    if data.spacing_mm_zyx or settings.augment.rotation_degrees or settings.augment.scale[1] > 1:
-        window = 2 * data.max_window_mb << 20
-    under_way = settings.train.ranks * (settings.loader.ahead + 4) * settings.train.micro_batch * window
-    return max(2 * under_way, 128 << 20)
-
-
-def _found_from_anywhere(data: Data, store: Store) -> Data:
-    """The same with absolute paths: ranks and later evaluations may stand in other folders."""
-    split_file = data.split_file and str(Path(data.split_file).resolve())
-    return replace(data, store=str(store.path.resolve()), split_file=split_file)
-
-
-def prepare_run(settings: Settings, name: str, about: str) -> Path:
-    """The run folder with its config.yaml, which begins with `about`, a line on what the run is trained on.
-
-    In a folder that exists, `train.steps` may only grow, and of the others only settings.MAY_CHANGE may differ.
-    """
-    run = Path(settings.runs) / name
-    path = run / "config.yaml"
-    if path.is_file():
-        before = config.load(path, [])
-        together = {"train.ranks", "train.micro_batch"} if settings.train.batch_dice else set()  # they share a Dice
-        may_change = set(MAY_CHANGE) - together
-        changed = [
-            (key, old, new)
-            for key, old, new in config.difference(before, settings)
-            if key not in may_change and (key != "train.steps" or new < old)
-        ]
-        if changed:
-            key, old, new = changed[0]
-            raise UserError(
-                f"run {run}: {key} was {old} and is now {new}; use the same settings, or another --run-name"
-            )
-    run.mkdir(parents=True, exist_ok=True)
-    header = f"# pants-dist {__version__}, {about}\n"
-    header += f"# start again: pants-dist train --config {path} --run-name {name}\n"
-    write_atomically(path, header + config.dump(settings))
-    return run
-
-
-def _run(command: list[str], environment: dict[str, str], run: Path, restarts: int) -> int:
-    """Run torchrun to its end, and again after a rank was killed. SIGTERM, SIGINT or SIGUSR1 to us asks the ranks to save
-    and stop; they die if we do.
-    """
-    request, failure = run / STOP_REQUEST, run / FAILURE
-    request.unlink(missing_ok=True)
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-    before = {number: signal.signal(number, lambda *_: request.touch()) for number in numbers}
-    try:
-        for left in range(restarts, -1, -1):
-            failure.unlink(missing_ok=True)
-            # a session of its own: Ctrl-C reaches us alone, and torchrun does not kill ranks that are saving
-            process = subprocess.Popen(command, env=environment, preexec_fn=cluster.die_with_parent, start_new_session=True)
-            code = process.wait()
-            refused = read_summary(run).get("state") == "refused"
-            if not code or refused or failure.exists() or request.exists() or not left:
-                break
-            print(f"pants-dist: a rank was killed; going on from the last checkpoint, {left - 1} more times", file=sys.stderr)
-        return code
-    finally:
-        request.unlink(missing_ok=True)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _outcome(run: Path, code: int) -> int:
-    state = read_summary(run).get("state")
-    if state == "refused":
-        raise UserError(read_summary(run)["error"])
-    if code or state == "running":
-        mark(run, "failed")
-        return 1
-    return REQUEUE if state == "stopped" else 0
-
-
-def main() -> None:
-    """Entry point of a rank: `python -m pants_dist.train RUN` under torchrun."""
     cluster.die_with_parent()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning")
-    run = Path(sys.argv[1])
     try:
         train(config.load(run / "config.yaml", []), run)
     except UserError as error:
@@ -266,14 +148,11 @@ def main() -> None:
         if _lost_a_peer(error):  # the reason is another's
             raise SystemExit(f"pants-dist: {where}: another rank is gone") from None
         write_atomically(run / FAILURE, f"{where}: {error!r}")  # no use in trying it again
-        print(f"pants-dist: {where} failed:", file=sys.stderr)
-        raise
+        print(f"pants-dist: {where} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+        raise SystemExit(1) from None
 
 
 def _lost_a_peer(error: Exception) -> bool:
     """Whether an exchange between ranks failed because one of them is gone."""
     return isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
-
-if __name__ == "__main__":
-    main()

@@ -1,9 +1,11 @@
 """One thread a process, for tests start many; and the real data that lie beside a checkout where there are any."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import slurm_cluster
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -17,3 +19,13 @@ def shared_data() -> Path:
     if not DATA.is_dir():
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"no real data at {DATA}")
     return DATA
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[slurm_cluster.Cluster]:
+    """A real SLURM of three nodes. Where it is not installed its tests are skipped; in CI they fail."""
+    if missing := slurm_cluster.missing():
+        reason = f"no {missing[0]} here; as root: apt-get install slurm-wlm munge"
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+    with slurm_cluster.started(tmp_path_factory.mktemp("slurm")) as cluster:
+        yield cluster

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from pants_dist import config
 from pants_dist.casefile import RECORD
@@ -20,7 +21,7 @@ from pants_dist.structures import PANTS
 from pants_dist.tracking import read_metrics
 
 LIVER, PANCREAS, LESION = (PANTS.index(name) for name in ("liver", "pancreas", "pancreatic_lesion"))
-LAUNCH = "import sys; from pants_dist import config, train; sys.exit(train.launch(config.load(sys.argv[1], []), sys.argv[2]))"
+LAUNCH = "import sys; from pants_dist import config, launch; sys.exit(launch.launch(config.load(sys.argv[1], []), sys.argv[2]))"
 ODD_SHAPES = [(40, 70, 33), (5, 7, 9), (32, 32, 32), (64, 1, 97), (33, 100, 65)]
 PALETTE = [0, 1 << LIVER, 1 << PANCREAS, 1 << PANCREAS | 1 << LESION]
 
@@ -69,11 +70,11 @@ def plan_of(store: Store, settings: Settings) -> Plan:
 
 def trained_here(wanted: Settings, name: str) -> Path:
     """The run, trained on one rank in this very process, which spares it the time that launching takes."""
-    from pants_dist import train  # takes seconds
+    from pants_dist import launch, train  # takes seconds
 
     numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
     before = [signal.getsignal(number) for number in numbers]
-    run = train.prepare_run(wanted, name, "")
+    run = launch.prepare_run(wanted, name, "")
     try:
         train.train(wanted, run)
     finally:
@@ -84,24 +85,40 @@ def trained_here(wanted: Settings, name: str) -> Path:
 
 def launched(wanted: Settings, name: str, steps: int = 3, **environment: str) -> subprocess.Popen:
     """The run in a process of its own, once it has logged so many steps; it speaks into RUNS/log."""
+    process = started(wanted, name, **environment)
+    reached(Path(wanted.runs) / name, steps, [process])
+    return process
+
+
+def started(wanted: Settings, name: str, **environment: str) -> subprocess.Popen:
+    """The run in a process of its own, which speaks into RUNS/log."""
     runs = Path(wanted.runs)
     (runs / "config.yaml").write_text(config.dump(wanted))
     with open(runs / "log", "a") as log:
         command = [sys.executable, "-c", LAUNCH, str(runs / "config.yaml"), name]
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | environment)
-    while len(read_metrics(runs / name)) < steps:
-        assert process.poll() is None, (runs / "log").read_text()
+        return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | environment)
+
+
+def reached(run: Path, step: int, processes: list[subprocess.Popen]) -> None:
+    """Wait until the run has logged this step, with all processes alive."""
+    while (read_metrics(run) or [{"step": 0}])[-1]["step"] < step:
+        assert all(process.poll() is None for process in processes), (run.parent / "log").read_text()
         time.sleep(0.02)
-    return process
 
 
 def rank_process(launcher: int, rank: int) -> int:
     """Process id of a rank that this launcher started."""
-    for torchrun in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
-        for child in Path(f"/proc/{torchrun}/task/{torchrun}/children").read_text().split():
-            if f"\0RANK={rank}\0" in Path(f"/proc/{child}/environ").read_text():
-                return int(child)
-    raise AssertionError(f"no rank {rank} below {launcher}")
+    below = [process.pid for process in psutil.Process(launcher).children(recursive=True)]
+    (found,) = [pid for pid in below if comm(pid) == f"pants rank {rank}"]
+    return found
+
+
+def comm(pid: int) -> str:
+    """The short name of a process; "" once it has gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
 
 
 def write_small_case(folder: Path, number: int, center: str, edge: int, seed: int, dataset: str = "PanTS") -> dict:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from small import make_store
 
-from pants_dist import config, train
+from pants_dist import config, launch
 from pants_dist.errors import UserError
 from pants_dist.evaluate import Rows, evaluate, load_model, open_run, predict, validation_cases
 from pants_dist.splits import splits_of
@@ -24,7 +24,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     small = ["--data.patch_zyx", "[32, 32, 32]", "--model.channels", "[8, 16, 32]", "--train.steps", "40", "--train.ranks", "1"]
     more = ["--data.held_out_centers", '["Center C"]', "--tracking.wandb", "off", "--loader.kind", "local"]
     settings = config.load("debug", ["--data.store", str(store), "--runs", str(folder / "runs"), *small, *more])
-    assert train.launch(settings, "r") == 0
+    assert launch.launch(settings, "r") == 0
     evaluate(folder / "runs" / "r")
     return folder / "runs" / "r"
 

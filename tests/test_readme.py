@@ -36,6 +36,9 @@ def mistakes(text: str) -> list[str]:
             found.append(f"pants-dist {verb}")
             continue
         known = verbs[verb].options if verb in verbs else parser.options
+        if verb == "submit":  # takes the options of what it submits, too, and any of sbatch's
+            known = [*known, *verbs["convert"].options, *verbs["train"].options]
+            words = [word for word in words if not word.startswith("--sbatch.")]
         options = [word.partition("=")[0] for word in words if re.match(r"--?[a-zA-Z]", word)]
         found += [f"pants-dist {verb} {option}" for option in options if option not in known]
     alone = [span for span in code_of(text) if re.fullmatch(r"--[a-z][\w.-]*( [A-Z/]+)?", span)]

@@ -8,11 +8,12 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
-from small import LAUNCH, launched, make_store, rank_process
+from small import LAUNCH, comm, launched, make_store, rank_process, reached, started
 
-from pants_dist import config, train
+from pants_dist import config, launch
 from pants_dist.tracking import read_metrics, read_summary
 
 pytestmark = pytest.mark.timeout(300)
@@ -41,12 +42,12 @@ def stop_one_of_four(store: Path, runs: Path, seed: int) -> None:
     wanted, run = settings(store, runs, 4), runs / "run"
     process = launched(wanted, "run")
     os.kill(rank_process(process.pid, rng.randrange(4)), rng.choice([signal.SIGUSR1, signal.SIGTERM]))
-    assert process.wait(60) == train.REQUEUE, (runs / "log").read_text()
+    assert process.wait(60) == launch.REQUEUE, (runs / "log").read_text()
     first = read_summary(run)
     assert first["state"] == "stopped" and first["step"] == saved_step(run) == len(read_metrics(run)) < 400
     process = launched(wanted, "run", first["step"] + 2)
     (run / "stop-request").touch()
-    assert process.wait(60) == train.REQUEUE, (runs / "log").read_text()
+    assert process.wait(60) == launch.REQUEUE, (runs / "log").read_text()
     second = read_summary(run)
     assert second["step"] == saved_step(run) == len(read_metrics(run)) > first["step"]
     assert not (run / "stop-request").exists()
@@ -91,3 +92,26 @@ def test_an_exception_ends_all_ranks_and_is_shown_first(store: Path, tmp_path: P
     assert done.stderr[first:].startswith("failed:") and "IsADirectoryError" in done.stderr[first:]
     assert (tmp_path / "run" / "failure").read_text().startswith("rank 0 on ")
     assert read_summary(tmp_path / "run")["state"] == "failed" and time.monotonic() - begun < 120
+
+
+def test_a_lost_node(store: Path, tmp_path: Path) -> None:
+    """Two nodes of a rank each. The agent of one is killed: the run goes on. Its launcher is killed: the other node ends.
+
+    It says which node it missed; the same command then goes on from the last checkpoint. The nodes are this machine.
+    """
+    wanted = settings(store, tmp_path, 1, "--train.steps=100000", "--train.batch=2", "--train.checkpoint_minutes=0.0001")
+    said = {"SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1"}
+    log, run = tmp_path / "log", tmp_path / "run"
+    nodes = [started(wanted, "run", SLURM_NODEID=str(node), **said) for node in (0, 1)]
+    reached(run, 3, nodes)
+    (agent,) = psutil.Process(nodes[1].pid).children()
+    agent.kill()
+    while read_metrics(run)[-1]["attempt"] == 1:
+        assert [node.poll() for node in nodes] == [None, None], log.read_text()
+        time.sleep(0.1)
+    ranks = [rank_process(node.pid, rank) for rank, node in enumerate(nodes)]
+    nodes[1].kill()
+    assert nodes[0].wait(60) == 1, log.read_text()
+    assert "node 0: not all 2 nodes were there in 40 s; one is lost" in log.read_text()
+    assert read_summary(run)["state"] == "failed" and saved_step(run) > 3
+    assert not [pid for pid in ranks if comm(pid).startswith("pants rank")]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from small import launched, make_store, plan_of, trained_here
 
-from pants_dist import config, train
+from pants_dist import config, launch
 from pants_dist.casefile import RECORD
 from pants_dist.checkpoints import last_checkpoint, resume_step
 from pants_dist.errors import DamagedError, UserError
@@ -82,7 +82,7 @@ SPLIT = ["--validation.every", "12", "--data.held_out_centers", '["Center C"]']
 def uninterrupted(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on two ranks fed by Ray, in one go, validated on the way."""
     runs = tmp_path_factory.mktemp("whole")
-    assert train.launch(settings(store, runs, STEPS, *SPLIT), "whole") == 0
+    assert launch.launch(settings(store, runs, STEPS, *SPLIT), "whole") == 0
     return runs / "whole"
 
 
@@ -116,10 +116,10 @@ def test_a_stop_and_a_resume_change_nothing(store: Path, tmp_path: Path, uninter
     wanted = settings(store, tmp_path, STEPS, *SPLIT, "--loader.kind", "local")
     process = launched(wanted, "again")
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == train.REQUEUE
+    assert process.wait(60) == launch.REQUEUE
     assert read_summary(tmp_path / "again")["state"] == "stopped"
     assert 0 < read_summary(tmp_path / "again")["step"] < STEPS
-    assert train.launch(wanted, "again") == 0
+    assert launch.launch(wanted, "again") == 0
     assert metrics(tmp_path / "again") == metrics(uninterrupted)
     assert_equal(saved(tmp_path / "again"), saved(uninterrupted))
 
@@ -136,7 +136,7 @@ def test_a_killed_run_leaves_no_process_and_goes_on(store: Path, tmp_path: Path,
     while (left := [pid for pid in below if alive(pid)]) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not [Path(f"/proc/{pid}/status").read_text() for pid in left]
-    assert train.launch(wanted, "again") == 0
+    assert launch.launch(wanted, "again") == 0
     assert metrics(tmp_path / "again") == metrics(uninterrupted)
     assert_equal(saved(tmp_path / "again"), saved(uninterrupted))
 
@@ -170,7 +170,7 @@ def stopped(wanted: config.Settings, folder: Path) -> None:
     before = len(read_metrics(folder / "again"))
     process = launched(wanted, "again", before + 3)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == train.REQUEUE and before < read_summary(folder / "again")["step"] < wanted.train.steps
+    assert process.wait(60) == launch.REQUEUE and before < read_summary(folder / "again")["step"] < wanted.train.steps
 
 
 def assert_alike(some: Path, one: Path) -> None:
@@ -188,7 +188,7 @@ def test_validation_is_the_same_on_any_number_of_ranks(store: Path, tmp_path: Pa
     for cases in ("1", "3"):
         wanted = [*more, "--validation.cases", cases]
         many = settings(store, tmp_path, 1, *wanted, *LOCAL, "--train.ranks", str(ranks), "--train.micro_batch", "4")
-        assert train.launch(many, f"many{cases}") == 0
+        assert launch.launch(many, f"many{cases}") == 0
         one = trained_here(settings(store, tmp_path, 1, *wanted, *ALONE), f"one{cases}")
         rows = [pd.read_parquet(run / "validation/step=000001/cases.parquet") for run in (tmp_path / f"many{cases}", one)]
         pd.testing.assert_frame_equal(*rows, rtol=0, atol=1e-6)
@@ -211,7 +211,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(store: Path, tmp_path:
     for name in ("last.ckpt", "previous.ckpt"):
         flip_a_bit(folder / name)
     with pytest.raises(DamagedError, match=r"last.ckpt: damaged .*previous.ckpt: damaged .*begin anew"):
-        train.launch(longer, "run")
+        launch.launch(longer, "run")
 
 
 def flip_a_bit(path: Path) -> None:
@@ -271,7 +271,7 @@ def test_other_settings_in_a_run_that_exists_are_refused(store: Path, uninterrup
     runs = uninterrupted.parent
     for changed in (["--optim.lr", "0.5"], ["--train.steps", "6"]):
         with pytest.raises(UserError, match=f"{changed[0][2:]} was .* and is now {changed[1]}"):
-            train.launch(settings(store, runs, STEPS, *SPLIT, *changed), "whole")
+            launch.launch(settings(store, runs, STEPS, *SPLIT, *changed), "whole")
 
 
 def test_a_checkpoint_of_another_plan_is_refused(store: Path, tmp_path: Path, uninterrupted: Path) -> None:
@@ -291,13 +291,13 @@ def test_a_checkpoint_of_another_plan_is_refused(store: Path, tmp_path: Path, un
 def test_a_center_that_does_not_exist_is_refused(store: Path, tmp_path: Path) -> None:
     """A held-out center that the store does not have is named before anything starts, with those that it has."""
     with pytest.raises(UserError, match="no center 'Nowhere'.*Center A, Center B, Center C"):
-        train.launch(settings(store, tmp_path, 1, "--data.held_out_centers", '["Nowhere"]'), "x")
+        launch.launch(settings(store, tmp_path, 1, "--data.held_out_centers", '["Nowhere"]'), "x")
 
 
 def test_holding_out_every_center_leaves_nothing(store: Path, tmp_path: Path) -> None:
     """No cases left after a split is one line."""
     with pytest.raises(UserError, match="no cases to train on"):
-        train.launch(
+        launch.launch(
             settings(store, tmp_path, 1, "--data.held_out_centers", '["Center A", "Center B", "Center C"]'), "x"
         )
 
@@ -305,7 +305,7 @@ def test_holding_out_every_center_leaves_nothing(store: Path, tmp_path: Path) ->
 def test_validation_without_cases_is_refused(store: Path, tmp_path: Path) -> None:
     """Validating during training needs a case that was kept for it: said before anything starts."""
     with pytest.raises(UserError, match="no case is kept for validation"):
-        train.launch(settings(store, tmp_path, 1, "--validation.every", "1", "--data.val_fraction", "0"), "x")
+        launch.launch(settings(store, tmp_path, 1, "--validation.every", "1", "--data.val_fraction", "0"), "x")
 
 
 def test_metrics_are_read_without_gap_or_double(tmp_path: Path) -> None:

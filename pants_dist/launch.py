@@ -1,0 +1,209 @@
+"""Starts a run: its folder, Ray for reading, and the agent of this node that starts its ranks; again where one was killed."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pants_dist import __version__, cluster, config, memory
+from pants_dist.agent import ALONE
+from pants_dist.callbacks import STOP_REQUEST
+from pants_dist.checkpoints import resume_point
+from pants_dist.config import Data, Settings
+from pants_dist.errors import UserError
+from pants_dist.evaluate import validation_cases
+from pants_dist.nodes import Node, RaySize, allocated_cores, gathered, this_node
+from pants_dist.plan import Plan
+from pants_dist.settings import MAY_CHANGE
+from pants_dist.splits import splits_of
+from pants_dist.store import Store, open_store
+from pants_dist.tracking import mark, read_summary, write_atomically
+from pants_dist.train import FAILURE, plan_of
+
+REQUEUE = 75  # exit code: stopped on request with everything saved; run the same command again (EX_TEMPFAIL)
+ATTEMPT = "PANTS_DIST_ATTEMPT"  # environment: which start of a job this is; set by the batch script
+FIRST_PATIENCE_S, PATIENCE_S = 300, 40  # for the agents of other nodes, at first and after a rank was killed
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Settings as they are kept, with what they lead to."""
+
+    settings: Settings
+    store: Store
+    plan: Plan
+    about: str  # a line on what the run is trained on
+
+
+def launch(settings: Settings, name: str) -> int:
+    """Start or resume the run `settings.runs`/`name`; returns the exit code.
+
+    On this machine, or on all nodes of a SLURM step where srun started one of us on each. 0 finished, 75 stopped on
+    request (the same command goes on), 1 failed. Raises UserError before anything is started where settings, store and
+    split do not fit together.
+    """
+    node = this_node()
+    ready = prepared(settings, node.count)
+    settings = ready.settings
+    run = prepare_run(settings, name, ready.about) if node.leads else Path(settings.runs) / name
+    if resume_point(run, ready.plan, asdict(settings.model))[1] >= settings.train.steps:
+        return 0
+    ranks, gpus = settings.train.ranks, torch.cuda.device_count()
+    if 0 < gpus < ranks:
+        raise UserError(f"train.ranks is {ranks}, but this node gives us {gpus} GPUs; ask for {ranks}, or use {gpus} ranks")
+    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, allocated_cores() // ranks)), "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "pants_dist.agent", str(run), f"--ranks={ranks}"]
+    if ATTEMPT in os.environ:  # a batch script started us: its log tells the ranks' lines apart
+        command.append(f"--logs={run / 'logs'}")
+    with placed(settings, node, run) as (meeting, found):
+        code = _run([*command, *meeting], environment | found, run, node, settings.train.restarts)
+    return _outcome(run, code) if node.leads else int(code != 0)
+
+
+def prepared(settings: Settings, nodes: int = 1) -> Prepared:
+    """What a run with these settings on so many nodes needs. Raises UserError where they do not fit together."""
+    config.check(settings)
+    ranks = nodes * settings.train.ranks
+    if settings.train.batch % ranks:
+        fits = ranks * max(1, round(settings.train.batch / ranks))
+        raise UserError(f"train.batch is {settings.train.batch}, which {ranks} ranks on {nodes} nodes cannot share; use {fits}")
+    memory.check(settings)
+    store = open_store(settings.data.store)
+    settings = replace(settings, data=_found_from_anywhere(settings.data, store))
+    splits = splits_of(store, settings.data)
+    plan = plan_of(store, settings, splits)
+    if settings.validation.every and not validation_cases(store, settings, splits):
+        raise UserError(
+            f"validation.every is {settings.validation.every}, but no case is kept for validation; set it to null, raise "
+            "data.val_fraction, or hold a center out (data.held_out_centers)"
+        )
+    return Prepared(settings, store, plan, f"store digest {store.digest}; split: {splits.in_words()}")
+
+
+@contextlib.contextmanager
+def placed(settings: Settings, node: Node, run: Path) -> Iterator[tuple[list[str], dict[str, str]]]:
+    """Ray for the readers of all ranks, where Ray reads; yields by which options agents meet, and the ranks' environment."""
+    if node.count > 1:
+        with gathered(node, run, ray_size(settings)) as found:
+            yield found
+    else:
+        with reading(settings) as environment:
+            yield [], environment
+
+
+def reading(settings: Settings) -> contextlib.AbstractContextManager[dict[str, str]]:
+    """Ray on this machine alone, where Ray reads; yields the environment by which ranks find it."""
+    size = ray_size(settings)
+    return cluster.started(*size) if size else contextlib.nullcontext({})
+
+
+def ray_size(settings: Settings) -> RaySize | None:
+    """What Ray needs on each node; None where local processes read."""
+    if settings.loader.kind == "local":
+        return None
+    return RaySize(settings.loader.readers * settings.train.ranks, object_store_bytes(settings))
+
+
+def object_store_bytes(settings: Settings) -> int:
+    """Room for every micro-batch that may be under way at once, twice over, and at least 128 MiB."""
+    data = settings.data
+    window = 6 * int(np.prod(data.patch_zyx))  # up to 4 bytes of HU and 2 of code
+    if data.spacing_mm_zyx or settings.augment.rotation_degrees or settings.augment.scale[1] > 1:
+        window = 2 * data.max_window_mb << 20
+    under_way = settings.train.ranks * (settings.loader.ahead + 4) * settings.train.micro_batch * window
+    return max(2 * under_way, 128 << 20)
+
+
+def _found_from_anywhere(data: Data, store: Store) -> Data:
+    """The same with absolute paths: ranks and later evaluations may stand in other folders."""
+    split_file = data.split_file and str(Path(data.split_file).resolve())
+    return replace(data, store=str(store.path.resolve()), split_file=split_file)
+
+
+def prepare_run(settings: Settings, name: str, about: str) -> Path:
+    """The run folder with its config.yaml, which begins with `about`, a line on what the run is trained on.
+
+    In a folder that exists, `train.steps` may only grow, and of the others only settings.MAY_CHANGE may differ.
+    """
+    run = Path(settings.runs) / name
+    path = run / "config.yaml"
+    if path.is_file():
+        before = config.load(path, [])
+        together = {"train.ranks", "train.micro_batch"} if settings.train.batch_dice else set()  # they share a Dice
+        may_change = set(MAY_CHANGE) - together
+        changed = [
+            (key, old, new)
+            for key, old, new in config.difference(before, settings)
+            if key not in may_change and (key != "train.steps" or new < old)
+        ]
+        if changed:
+            key, old, new = changed[0]
+            raise UserError(
+                f"run {run}: {key} was {old} and is now {new}; use the same settings, or another --run-name"
+            )
+    run.mkdir(parents=True, exist_ok=True)
+    header = f"# pants-dist {__version__}, {about}\n"
+    header += f"# start again: pants-dist train --config {path} --run-name {name}\n"
+    write_atomically(path, header + config.dump(settings))
+    return run
+
+
+def _run(command: list[str], environment: dict[str, str], run: Path, node: Node, restarts: int) -> int:
+    """Run the agent to its end, and again after a rank was killed, on every node alike. SIGTERM, SIGINT or SIGUSR1 to us
+    asks the ranks to save and stop; they die if we do.
+    """
+    request, failure = run / STOP_REQUEST, run / FAILURE
+    if node.leads and not _is_of_this_attempt(request):
+        request.unlink(missing_ok=True)
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    before = {number: signal.signal(number, lambda *_: request.touch()) for number in numbers}
+    try:
+        for left in range(restarts, -1, -1):
+            if node.leads:
+                failure.unlink(missing_ok=True)
+            patience = FIRST_PATIENCE_S if left == restarts else PATIENCE_S
+            start = f"{node.start}-{left}"
+            # a session of its own: Ctrl-C reaches us alone, and the agent does not kill ranks that are saving
+            process = subprocess.Popen(
+                [*command, f"--start={start}", f"--patience={patience}"], env=environment,
+                preexec_fn=cluster.die_with_parent, start_new_session=True,
+            )  # fmt: skip
+            code = process.wait()
+            refused = read_summary(run).get("state") == "refused"
+            if not code or refused or failure.exists() or request.exists() or not left or code == ALONE:
+                break
+            print(f"pants-dist: a rank was killed; going on from the last checkpoint, {left - 1} more times", file=sys.stderr)
+        if code == ALONE:
+            print(
+                f"pants-dist: node {node.number}: not all {node.count} nodes were there in {patience} s; one is lost. The same "
+                "command goes on from the last checkpoint", file=sys.stderr,
+            )  # fmt: skip
+        return code
+    finally:
+        if node.leads:
+            request.unlink(missing_ok=True)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _is_of_this_attempt(request: Path) -> bool:
+    """Whether the batch script that started us asks to stop already; what an earlier attempt left does not count."""
+    attempt = os.environ.get(ATTEMPT)
+    return attempt is not None and request.is_file() and request.read_text().strip() == attempt
+
+
+def _outcome(run: Path, code: int) -> int:
+    state = read_summary(run).get("state")
+    if state == "refused":
+        raise UserError(read_summary(run)["error"])
+    if code or state == "running":
+        mark(run, "failed")
+        return 1
+    return REQUEUE if state == "stopped" else 0

@@ -1,0 +1,283 @@
+"""The verbs of a cluster: submit, status, logs, cancel. What is to run is checked here, before anything is queued."""
+
+import argparse
+import re
+import shlex
+import time
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from pants_dist.errors import UserError
+from pants_dist.parser import Given, Parser, add_convert, add_train, ends, run_name_of, settings_of
+
+VERBS = ("convert", "verify", "train", "evaluate", "report", "pipeline")
+SECONDS_BETWEEN_TABLES = 5.0
+
+
+def submit(given: Given) -> int:
+    """Hand a verb to SLURM: pants-dist submit VERB [the verb's own options] [options of submit]."""
+    from pants_dist import jobs, preflight
+    from pants_dist.site import load_site
+
+    site = load_site(given.cluster)
+    stages = _stages(given)
+    if given.dry_run:
+        print(jobs.text(stages, site, given.after), end="")
+        return 0
+    folder = stages[-1].job.folder
+    if given.local:
+        return ends(jobs.run_here(stages, site), "pants-dist status", folder)
+    print(f"quota: {'; '.join(preflight.quota_lines(site, folder))}")
+    ids = jobs.send(stages, site, given.after)
+    for stage, job_id in zip(stages, ids, strict=True):
+        array = f" (array {stage.job.array})" if stage.job.array else ""
+        print(f"{job_id}  {stage.job.stage}{array}: sbatch {shlex.quote(str(stage.job.script))}")
+    code = jobs.wait(stages, ids) if given.wait else 0
+    return ends(code, "pants-dist status", folder)
+
+
+def complete(given: Given, beyond: list[str], verbs: dict[str, Parser]) -> None:
+    """Adds to the options of "submit" those that are not its own: of the verb (`own`, `words`), of sbatch, settings."""
+    given.sbatch, beyond = sbatch_options(beyond)
+    target = verbs.get(given.what) or _pipeline_parser()
+    target.options += verbs["submit"].options  # the nearest may be one of those
+    target.refuse_unknown(beyond)
+    given.own, more = target.parse_known_args(beyond)
+    if more:
+        raise UserError(f"submit {given.what}: {more[0]!r} is more than it takes")
+    given.words = (given.what, *beyond)
+    if "config" not in given.own:
+        return
+    if given.what == "pipeline":
+        given.words = _words_of_convert(given.own)
+        setattr(given.own, "data.store", str(given.own.store.resolve()))
+    if given.gpus_per_node and "train.ranks" not in given.own:
+        setattr(given.own, "train.ranks", str(given.gpus_per_node))
+    given.settings, given.run_name = settings_of(given.own), run_name_of(given.own)
+    given.with_changes = lambda changes: settings_of(argparse.Namespace(**vars(given.own) | changes))
+
+
+def _pipeline_parser() -> Parser:
+    parser = Parser(prog="pants-dist submit pipeline")
+    add_convert(parser)
+    add_train(parser)
+    return parser
+
+
+def _words_of_convert(own: Given) -> tuple[str, ...]:
+    chosen = {f"--{name}": getattr(own, name) for name in ("layout", "metadata", "workers", "limit", "cases")}
+    options = [f"{name}={value}" for name, value in chosen.items() if value is not None]
+    return "convert", *map(str, own.sources), str(own.store), *options
+
+
+def sbatch_options(words: list[str]) -> tuple[dict[str, str], list[str]]:
+    """The options --sbatch.NAME=VALUE by name ("" where no value is given), and the other words."""
+    found = [re.fullmatch(r"--sbatch\.([a-z][a-z-]*)(?:=(.*))?", word, re.DOTALL) for word in words]
+    options = {match[1]: match[2] or "" for match in found if match}
+    return options, [word for word, match in zip(words, found, strict=True) if not match]
+
+
+def _stages(given: Given) -> list[Any]:
+    """What the command line asks for, as a row of jobs; run folders of trainings are prepared on the way."""
+    return {"convert": _convert, "train": _train, "pipeline": _pipeline}.get(given.what, _command)(given)
+
+
+def _resources(given: Given, **more: Any) -> Any:
+    from pants_dist.submit import Resources
+
+    names = {entry.name for entry in fields(Resources)} - {"sbatch", "after"}
+    asked = {name: value for name, value in vars(given).items() if name in names and value is not None}
+    return Resources(**more | asked, sbatch=given.sbatch)
+
+
+def _convert(given: Given) -> list[Any]:
+    from pants_dist.pipeline import convert_stages
+
+    if given.own.slice:
+        raise UserError("submit convert: --slice is of a single process; give the number of slices as --slices N")
+    _check_conversion(given)
+    return convert_stages(given.words, given.own.store, given.slices, _resources(given), Path.cwd())
+
+
+def _check_conversion(given: Given) -> None:
+    from pants_dist import queue
+    from pants_dist.pipeline import check_array
+
+    if given.slices > 1 and not given.dry_run and not given.local:
+        check_array(given.slices, queue.largest_array_index(), f"--slices {given.slices}")
+    for source in given.own.sources:
+        if not source.exists():
+            raise UserError(f"source {source}: no such folder")
+
+
+def _train(given: Given) -> list[Any]:
+    from pants_dist import queue
+    from pants_dist.pipeline import check_array, train_stage
+
+    variants = _variants(given)
+    if len(variants) > 1 and not given.dry_run and not given.local:
+        check_array(len(variants), queue.largest_array_index(), "submit train")
+    base = Path(given.settings.runs) / given.run_name
+    runs = [_prepared(settings, name, given) for name, settings in variants]
+    return [train_stage(runs, base if len(variants) > 1 else runs[0], given.max_running, _for_training(given), Path.cwd())]
+
+
+def _variants(given: Given) -> list[tuple[str, Any]]:
+    """(run name, settings) of the one run, or of each of a sweep, whose folders lie in one of the sweep's name."""
+    from pants_dist import config
+    from pants_dist.pipeline import sweep
+
+    if given.leave_one_center_out:
+        from pants_dist.store import open_store
+
+        centers = sorted(set(open_store(given.settings.data.store).frame("center")["center"].dropna()))
+        changes = [{"data.held_out_centers": config.as_yaml((center,))} for center in centers]
+    else:
+        changes = sweep(given.sweep)
+    for name in changes[0]:
+        if name not in config.catalog():
+            raise UserError(f"--sweep: no setting {name!r}{config.nearest(name, config.catalog())}")
+    if changes == [{}]:
+        return [(given.run_name, given.settings)]
+    runs = str(Path(given.settings.runs) / given.run_name)
+    return [(_name(change), given.with_changes(change | {"runs": runs})) for change in changes]
+
+
+def _name(change: dict[str, str]) -> str:
+    return re.sub(r"[^\w.=,+-]+", "_", ",".join(f"{name}={value.strip('[]')}" for name, value in change.items()))
+
+
+def _prepared(settings: Any, name: str, given: Given) -> Path:
+    """The run folder, checked and with its config.yaml; with --dry-run nothing is written."""
+    from pants_dist.launch import prepare_run, prepared
+    from pants_dist.preflight import check_files
+
+    ready = prepared(settings, given.nodes)
+    check_files(ready.store)
+    return Path(settings.runs) / name if given.dry_run else prepare_run(ready.settings, name, ready.about)
+
+
+def _for_training(given: Given) -> Any:
+    """A core for each rank, for each of its readers, and one for Ray, where no number is given."""
+    settings = given.settings
+    return _resources(given, cpus_per_task=settings.train.ranks * (1 + settings.loader.readers) + 1)
+
+
+def _pipeline(given: Given) -> list[Any]:
+    from pants_dist.launch import prepare_run
+    from pants_dist.pipeline import after_training, command_stage, convert_stages, still_to_do, train_stage
+
+    _check_conversion(given)
+    resources, cwd, store = _resources(given), Path.cwd(), str(given.own.store)
+    run = Path(given.settings.runs) / given.run_name
+    if not given.dry_run:
+        prepare_run(given.settings, given.run_name, "of a store that is still to be made")
+    verify = ("verify", store)
+    from_scratch = [
+        *convert_stages(given.words, given.own.store, given.slices, resources, cwd),
+        command_stage("verify", verify, run, replace(resources, gpus_per_node=0), cwd),
+        train_stage([run], run, None, _for_training(given), cwd),
+        *after_training(run, resources, cwd),
+    ]
+    return still_to_do(from_scratch)
+
+
+def _command(given: Given) -> list[Any]:
+    from pants_dist.pipeline import command_stage
+
+    folder = getattr(given.own, "run", None) or Path("runs") / f"{given.what}-{_subject(given.own).name}"
+    return [command_stage(given.what, given.words, folder, _resources(given), Path.cwd())]
+
+
+def _subject(own: Given) -> Path:
+    return own.store if hasattr(own, "store") else own.out
+
+
+def status(given: Given) -> int:
+    """Where all runs stand: a row a stage, from the queue and from the run folders."""
+    from pants_dist.status import lines, rows
+
+    while True:
+        table = lines(rows(given.runs))
+        if given.watch:
+            print("\033[2J\033[H", end="")
+        print("\n".join(table), flush=True)
+        if not given.watch:
+            return ends(0, "pants-dist logs RUN --follow")
+        time.sleep(SECONDS_BETWEEN_TABLES)
+
+
+def logs(given: Given) -> int:
+    """What a run's last job wrote."""
+    from pants_dist.jobs import follow, last_of_each
+
+    known = last_of_each(given.run)
+    if given.stage and given.stage not in known:
+        raise UserError(f"run {given.run}: no job of stage {given.stage}; there are {', '.join(known) or 'none'}")
+    if not known:
+        raise UserError(f"run {given.run}: nothing was submitted for it; see pants-dist status")
+    job = known[given.stage] if given.stage else max(known.values(), key=lambda job: job.time)
+    for line in follow(job.log, given.run, given.rank, given.follow):
+        print(line, end="", flush=True)
+    return ends(0, "pants-dist status", given.run)
+
+
+def cancel(given: Given) -> int:
+    """Withdraw a run's jobs; what runs saves first, and the same command submits it again."""
+    from pants_dist.jobs import withdraw
+
+    ids = withdraw(given.run, given.now)
+    print(f"withdrawn: {', '.join(ids)}" if ids else f"run {given.run}: none of its jobs waits or runs")
+    return ends(0, "pants-dist status", given.run)
+
+
+def add_cluster_verbs(add: Callable[[Callable[[Given], int]], Parser]) -> None:
+    """Their options."""
+    verb = add(submit)
+    verb.usage = "pants-dist submit VERB [the verb's own options] [options]"
+    verb.add_argument("what", metavar="VERB", choices=VERBS, help=f"one of {', '.join(VERBS)}")
+    verb.add_argument("--cluster", metavar="FILE", help="what the cluster is like (default ~/.config/pants-dist/cluster.yaml)")
+    _add_resources(verb)
+    verb.add_argument("--slices", metavar="N", type=int, default=1, help="convert: jobs that share the cases")
+    verb.add_argument("--sweep", metavar="SETTING=A,B", action="append", default=[], help="train: a run for each value")
+    verb.add_argument("--leave-one-center-out", action="store_true", help="train: a run for each center, without it")
+    verb.add_argument("--max-running", metavar="N", type=int, help="train: runs of a sweep that may run at a time")
+    verb.add_argument("--after", metavar="JOBID", help="begin once this job has ended well")
+    verb.add_argument("--wait", action="store_true", help="return when the jobs have ended")
+    verb.add_argument("--dry-run", action="store_true", help="only print the script")
+    verb.add_argument("--local", action="store_true", help="run the very same script here, without a scheduler")
+    verb = add(status)
+    verb.add_argument("runs", metavar="RUNS", type=Path, nargs="?", default=Path("runs"), help="folder of runs, or one run")
+    verb.add_argument("--watch", action="store_true", help="again and again")
+    verb = add(logs)
+    verb.add_argument("run", metavar="RUN", type=Path, help="folder of the run")
+    verb.add_argument("--follow", action="store_true", help="go on while it runs")
+    verb.add_argument("--rank", metavar="R", help="only the lines of this rank")
+    verb.add_argument("--stage", metavar="NAME", help="of this stage (default: the last that was submitted)")
+    verb = add(cancel)
+    verb.add_argument("run", metavar="RUN", type=Path, help="folder of the run")
+    verb.add_argument("--now", action="store_true", help="without saving first")
+
+
+def _add_resources(verb: argparse.ArgumentParser) -> None:
+    group = verb.add_argument_group("resources", "defaults come from the cluster's file")
+    group.add_argument("--nodes", metavar="N", type=int, default=1, help="train: nodes (default %(default)s)")
+    verb_options: Any = verb
+    for option, kind, text in (
+        ("--gpus-per-node", int, "GPUs of each node; train: one rank each"),
+        ("--cpus-per-task", int, "cores of each node (default: 4; train: by ranks and readers)"),
+        ("--mem", str, "memory of each node, like 64G (default: 4 GB a core)"),
+        ("--time", str, "limit, like 8:00:00; the job saves and queues again before it"),
+        ("--partition", str, "partition"),
+        ("--account", str, "account"),
+        ("--qos", str, "quality of service"),
+        ("--constraint", str, "features that nodes must have"),
+        ("--gpu-type", str, "kind of GPU"),
+        ("--mail-user", str, "who gets mail"),
+    ):
+        group.add_argument(option, metavar=option[2].upper(), type=kind, help=text)
+        verb_options.options.append(option)
+    group.add_argument("--sbatch.NAME", metavar="VALUE", help="--sbatch.NAME=VALUE is sbatch's --NAME=VALUE; so for any NAME")
+    verb_options.options += ["--nodes", "--sbatch.NAME"]
