@@ -22,7 +22,7 @@ from pants_dist.errors import UserError
 Said = dict[int, Any]  # number of a node -> what it said
 PACKAGES = ("pants-dist", "torch", "lightning", "monai", "ray", "zarr", "numpy")
 ARRIVAL_SECONDS, REACH_SECONDS, KNOCK_SECONDS = 180.0, 30.0, 5.0  # for all to come; for all to try each other; for one try
-KNOCKS_AT_ONCE = 32
+KNOCKS_AT_ONCE, LINGER_SECONDS = 32, 2.0
 MOST_LINES = 8
 OPEN_PORTS = (
     "nodes must reach each other at any port: name the network between them in the cluster's file (interface: ib0), or ask "
@@ -63,7 +63,10 @@ def _versions() -> dict[str, str]:
 
 
 class RollCall:
-    """This node among `count`, with node 0 at `address`:`port`. Raises UserError where node 0 cannot be reached."""
+    """This node among `count`, with node 0 at `address`:`port`; node 0 keeps its own for as long as the others may speak.
+
+    Raises UserError where node 0 cannot be reached.
+    """
 
     def __init__(self, number: int, count: int, address: str, port: int) -> None:
         from torch.distributed import TCPStore
@@ -132,6 +135,7 @@ class RollCall:
             raise UserError(f"node {this_host()}: not started; node 0 says why")
         for line in lines[1:MOST_LINES]:
             print(f"pants-dist: {line}", file=sys.stderr, flush=True)
+        time.sleep(LINGER_SECONDS)  # the others read it from us
         raise UserError(lines[0] + (f"; and {len(lines) - MOST_LINES} more" if len(lines) > MOST_LINES else ""))
 
 

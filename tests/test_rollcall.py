@@ -49,14 +49,16 @@ def test_a_node_without_a_store_has_one_fault_alone() -> None:
     assert line == "node n1: store s: no such folder; convert first"
 
 
-def called(*nodes: Callable[[int], object]) -> list[str]:
-    """What each node, started at the same time with a port to meet at, was refused with; "" for those that may start."""
+def called(*nodes: Callable[[RollCall], object]) -> list[str]:
+    """What each node was refused with, all at a time; "" for those that may start."""
     (port,) = free_ports(1)
-    said = [""] * len(nodes)
+    said, calls = [""] * len(nodes), list[RollCall]()
 
     def live(number: int) -> None:
         try:
-            nodes[number](port)
+            call = RollCall(number, len(nodes), HERE, port)
+            calls.append(call)  # node 0's is there until all have ended
+            nodes[number](call)
         except UserError as error:
             said[number] = str(error)
 
@@ -70,19 +72,19 @@ def called(*nodes: Callable[[int], object]) -> list[str]:
     return said
 
 
-def node(number: int, count: int, **changes: Any) -> Callable[[int], object]:
+def node(**changes: Any) -> Callable[[RollCall], object]:
     """A node that answers the call."""
-    return lambda port: RollCall(number, count, HERE, port).answer(replace(GOOD, host=f"n{number}", **changes), HERE)
+    return lambda call: call.answer(replace(GOOD, host=f"n{call.number}", **changes), HERE)
 
 
 def test_nodes_that_fit_together_start() -> None:
     """Three nodes have compared themselves and reached each other."""
-    assert called(*(node(number, 3) for number in range(3))) == ["", "", ""]
+    assert called(node(), node(), node()) == ["", "", ""]
 
 
 def test_one_that_differs_stops_all(capsys: pytest.CaptureFixture) -> None:
     """Node 0 names each fault, a line each; no node starts."""
-    said = called(node(0, 3), node(1, 3, store="sha256:2", gpus=0), node(2, 3))
+    said = called(node(), node(store="sha256:2", gpus=0), node())
     assert said[0].startswith("node n1: reads a store") and "node n1: torch sees no GPU" in capsys.readouterr().err
     assert all("node 0" in line and "says why" in line for line in said[1:])
 
@@ -90,20 +92,19 @@ def test_one_that_differs_stops_all(capsys: pytest.CaptureFixture) -> None:
 def test_a_node_that_others_cannot_reach_is_named() -> None:
     """It meets node 0 and says where it listens, but nobody gets through to it there."""
 
-    def walled(port: int) -> None:
+    def walled(call: RollCall) -> None:
         (closed,) = free_ports(1)
-        call = RollCall(1, 2, HERE, port)
         call.agree("report", {"report": asdict(replace(GOOD, host="n1")), "place": [HERE, closed]}, 10, lambda _: [])
         call.agree("reach", [], 10, lambda said: said[0] if 0 in said else [])
 
-    said = called(node(0, 2), walled)
+    said = called(node(), walled)
     assert said[0].startswith("node n0: cannot reach node n1 at 127.0.0.1 (Connection refused)") and "interface" in said[0]
 
 
 def test_a_silent_node_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two nodes wait for the third no longer than their patience."""
     monkeypatch.setattr(rollcall, "ARRIVAL_SECONDS", 2.0)
-    said = called(node(0, 3), node(1, 3))
+    said = called(node(), node(), lambda call: None)
     assert said[0].startswith("node 2 of 3 has not answered (report) in 2 s")
 
 
