@@ -7,6 +7,7 @@ takes seconds of every core and, on a shared disk, tens of thousands of small fi
 import argparse
 import multiprocessing
 import os
+import socket
 import sys
 import time
 import uuid
@@ -30,22 +31,33 @@ def rank(run: str) -> None:
 def main() -> int:
     """Returns 0 when all ranks of this node ended well, ALONE where other nodes are missing, else 1."""
     given = _parser().parse_args()
-    multiprocessing.set_forkserver_preload(["pants_dist.train"])
+    multiprocessing.set_forkserver_preload(["pants_dist.mortal", "pants_dist.train"])
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import launch_agent
 
     deadline = time.monotonic() + given.patience
-    while True:
+    while time.monotonic() < deadline:
         try:
-            launch_agent(_config(given), rank, [str(given.run)])
-            return 0
+            if given.node == 0 or _listens(given.meet):
+                launch_agent(_config(given), rank, [str(given.run)])
+                return 0
         except ChildFailedError:  # the rank has said why
             return 1
         except DistError:  # nobody there, or still the agent of the start before this
-            if time.monotonic() > deadline:
-                return ALONE
-            time.sleep(1)
+            pass
+        time.sleep(1)
+    return ALONE
+
+
+def _listens(place: str) -> bool:
+    """Whether somebody does at HOST:PORT. torch itself would try for much longer than it is told."""
+    host, _, port = place.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), 5).close()
+        return True
+    except OSError:
+        return False
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -19,8 +19,9 @@ from pants_dist.checkpoints import resume_point
 from pants_dist.config import Data, Settings
 from pants_dist.errors import UserError
 from pants_dist.evaluate import validation_cases
-from pants_dist.nodes import Node, RaySize, allocated_cores, gathered, this_node
+from pants_dist.nodes import Node, RaySize, allocated_cores, excused, gathered, this_node
 from pants_dist.plan import Plan
+from pants_dist.rollcall import Report
 from pants_dist.settings import MAY_CHANGE
 from pants_dist.splits import splits_of
 from pants_dist.store import Store, open_store
@@ -50,19 +51,22 @@ def launch(settings: Settings, name: str) -> int:
     split do not fit together.
     """
     node = this_node()
-    ready = prepared(settings, node.count)
+    try:
+        ready = prepared(settings, node.count)
+    except UserError as error:
+        if not node.leads:
+            excused(node, Path(settings.runs) / name, Report.of_this_node("", str(error)))
+        raise
     settings = ready.settings
     run = prepare_run(settings, name, ready.about) if node.leads else Path(settings.runs) / name
     if resume_point(run, ready.plan, asdict(settings.model))[1] >= settings.train.steps:
         return 0
-    ranks, gpus = settings.train.ranks, torch.cuda.device_count()
-    if 0 < gpus < ranks:
-        raise UserError(f"train.ranks is {ranks}, but this node gives us {gpus} GPUs; ask for {ranks}, or use {gpus} ranks")
+    ranks = settings.train.ranks
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, allocated_cores() // ranks)), "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "pants_dist.agent", str(run), f"--ranks={ranks}"]
     if ATTEMPT in os.environ:  # a batch script started us: its log tells the ranks' lines apart
         command.append(f"--logs={run / 'logs'}")
-    with placed(settings, node, run) as (meeting, found):
+    with placed(ready, node, run) as (meeting, found):
         code = _run([*command, *meeting], environment | found, run, node, settings.train.restarts)
     return _outcome(run, code) if node.leads else int(code != 0)
 
@@ -88,14 +92,34 @@ def prepared(settings: Settings, nodes: int = 1) -> Prepared:
 
 
 @contextlib.contextmanager
-def placed(settings: Settings, node: Node, run: Path) -> Iterator[tuple[list[str], dict[str, str]]]:
-    """Ray for the readers of all ranks, where Ray reads; yields by which options agents meet, and the ranks' environment."""
+def placed(ready: Prepared, node: Node, run: Path) -> Iterator[tuple[list[str], dict[str, str]]]:
+    """Ray for the readers of all ranks, where Ray reads; yields by which options agents meet, and the ranks' environment.
+
+    Raises UserError where this node, or another of the run, cannot take part.
+    """
+    settings, fault = ready.settings, _lacking(ready.settings)
     if node.count > 1:
-        with gathered(node, run, ray_size(settings)) as found:
+        report = Report.of_this_node(ready.store.digest, fault)
+        with gathered(node, run, report, ray_size(settings)) as found:
             yield found
+    elif fault:
+        raise UserError(fault)
     else:
         with reading(settings) as environment:
             yield [], environment
+
+
+def _lacking(settings: Settings) -> str:
+    """What this node has too little of for the run, with the cure; "" if nothing."""
+    ranks, gpus = settings.train.ranks, torch.cuda.device_count()
+    if 0 < gpus < ranks:
+        return f"train.ranks is {ranks}, but this node gives us {gpus} GPUs; ask for {ranks}, or use {gpus} ranks"
+    try:
+        if size := ray_size(settings):
+            cluster.check_memory(*size)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def reading(settings: Settings) -> contextlib.AbstractContextManager[dict[str, str]]:

@@ -6,13 +6,13 @@ cluster, `local` with a torch DataLoader's processes; both give the same bytes.
 """
 
 import math
-import multiprocessing
 import time
 import warnings
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing import forkserver
 from statistics import median
 from typing import Any, Protocol, TypeVar
 
@@ -206,11 +206,13 @@ class LocalSource:
 
     def __init__(self, reader: Reader, readers: int, ahead: int) -> None:
         self.reader, self.readers, self.ahead = reader, readers, ahead
+        # imported once, not once a reader; started here, since it ends with the thread that starts it
+        forkserver.set_forkserver_preload(["pants_dist.mortal", "torch.utils.data", "pants_dist.loader"])
+        forkserver.ensure_running()
 
     def stream(self, requests: Iterator[list[Sample]]) -> Iterator[MicroBatch]:
         from torch.utils.data import DataLoader
 
-        multiprocessing.set_forkserver_preload(["torch.utils.data", "pants_dist.loader"])  # once, not once a reader
         share = max(1, -(-self.ahead // self.readers))
         batches: Any = DataLoader(
             _Requests(self.reader),  # type: ignore[arg-type]  # indexed by the sampler's items, whatever they are

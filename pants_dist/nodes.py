@@ -1,7 +1,8 @@
 """A run on several nodes: one launcher a node, which srun starts, and how they find each other.
 
-Node 0 starts Ray's head and then says in a file of the run folder where it listens; the others read that, start Ray on
-their nodes and join it. The ranks meet at node 0, too. Ports come in blocks, each claimed by one job of this machine.
+Node 0 says in a file of the run folder where it listens. The others go there, all compare themselves and try each other
+(rollcall), then node 0 starts Ray's head and the others join it. The ranks meet at node 0, too. Ports come in blocks, each
+claimed by one job of this machine.
 """
 
 import contextlib
@@ -20,14 +21,16 @@ from typing import NamedTuple
 from pants_dist import __version__, cluster
 from pants_dist.disk import replacing
 from pants_dist.errors import UserError
+from pants_dist.rollcall import Report, RollCall, this_host
 
 PATIENCE_SECONDS = 180.0  # for the other nodes: file systems between them may show a new file late
+EXCUSE_SECONDS = 20.0  # the same for a node that does not start: mostly none does, and for the same reason
 BLOCK = 100  # ports a job has on a node: the daemons' first, then one a worker of Ray
 DAEMONS = (
     "node-manager-port", "object-manager-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port",
     "runtime-env-agent-port", "metrics-export-port",
 )  # fmt: skip
-RANKS_PORT, RAY_PORT, FIRST_DAEMON = 0, 1, 2  # places in a block
+RANKS_PORT, RAY_PORT, CALL_PORT, FIRST_DAEMON = 0, 1, 2, 3  # places in a block
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class Meeting:
     address: str
     ranks_port: int
     ray_port: int
+    call_port: int
     token: str
     version: str
 
@@ -79,26 +83,49 @@ def this_node() -> Node:
 
 
 @contextlib.contextmanager
-def gathered(node: Node, run: Path, size: RaySize | None) -> Iterator[tuple[list[str], dict[str, str]]]:
+def gathered(node: Node, run: Path, report: Report, size: RaySize | None) -> Iterator[tuple[list[str], dict[str, str]]]:
     """All nodes of a run, with Ray on each where `size` is given.
 
     Yields the options by which the agents meet and the environment by which ranks find Ray and each other. Ends
-    when every process that was started here is gone. Raises UserError where the nodes cannot meet.
+    when every process that was started here is gone. Raises UserError where the nodes cannot meet or do not fit together.
     """
-    file = run / f".meeting-{node.start}"
-    known = None if node.leads else _read(file)
-    address = _address_towards(known.address) if known else _own_address()
     with contextlib.ExitStack() as ending:
         first = ending.enter_context(_ports())
-        meeting = known or Meeting(address, first + RANKS_PORT, first + RAY_PORT, cluster.token(), __version__)
+        meeting, address, call = _met(node, run, first, ending)
+        call.answer(report, address)
         environment = _interfaces(address)
         if size:
-            environment |= ending.enter_context(_ray(node, meeting, address, first, size))
-        if node.leads:
-            ending.callback(file.unlink, missing_ok=True)
-            _publish(file, meeting)
+            environment |= ending.enter_context(_ray(node, call, meeting, address, first, size))
         options = [f"--nodes={node.count}", f"--node={node.number}", f"--local-address={address}"]
         yield [*options, f"--meet={meeting.address}:{meeting.ranks_port}"], environment
+
+
+def excused(node: Node, run: Path, report: Report) -> None:
+    """Tell node 0, if it is there, why this node does not start: `report.fault`."""
+    with contextlib.suppress(UserError):
+        meeting = _read(run, node, EXCUSE_SECONDS)
+        call = RollCall(node.number, node.count, meeting.address, meeting.call_port)
+        call.answer(report, _address_towards(meeting.address))
+
+
+def _met(node: Node, run: Path, first: int, ending: contextlib.ExitStack) -> tuple[Meeting, str, RollCall]:
+    """Where the nodes meet, this one's own address, and the roll call; `first` is the first of this node's ports."""
+    if node.leads:
+        address = _own_address()
+        ranks_port, ray_port, call_port = (first + place for place in (RANKS_PORT, RAY_PORT, CALL_PORT))
+        meeting = Meeting(address, ranks_port, ray_port, call_port, cluster.token(), __version__)
+        call = RollCall(0, node.count, address, meeting.call_port)
+        ending.callback(_meeting_file(run, node).unlink, missing_ok=True)
+        _publish(_meeting_file(run, node), meeting)
+    else:
+        meeting = _read(run, node, PATIENCE_SECONDS)
+        address = _address_towards(meeting.address)
+        call = RollCall(node.number, node.count, meeting.address, meeting.call_port)
+    return meeting, address, call
+
+
+def _meeting_file(run: Path, node: Node) -> Path:
+    return run / f".meeting-{node.start}"
 
 
 def _publish(file: Path, meeting: Meeting) -> None:
@@ -109,15 +136,15 @@ def _publish(file: Path, meeting: Meeting) -> None:
         handle.write(json.dumps(asdict(meeting)).encode())
 
 
-def _read(file: Path) -> Meeting:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while file.name not in os.listdir(file.parent):  # opening the folder makes NFS look again
+def _read(run: Path, node: Node, patience: float) -> Meeting:
+    deadline, file = time.monotonic() + patience, _meeting_file(run, node)
+    while not (run.is_dir() and file.name in os.listdir(run)):  # opening the folder makes NFS look again
         if time.monotonic() > deadline:
-            raise UserError(f"{file}: node 0 has not written it in {PATIENCE_SECONDS:g} s; see its lines in the job's log")
+            raise UserError(f"{file}: node 0 has not written it in {patience:g} s; see its lines in the job's log")
         time.sleep(0.2)
     meeting = Meeting(**json.loads(file.read_text()))
     if meeting.version != __version__:
-        name = socket.gethostname()
+        name = this_host()
         raise UserError(f"node {name}: has pants-dist {__version__}, node 0 has {meeting.version}; install one version for all")
     return meeting
 
@@ -142,7 +169,7 @@ def _address_towards(other: str) -> str:
         try:
             probe.connect((other, 9))
         except OSError as error:
-            raise UserError(f"node {socket.gethostname()}: no way to {other or 'the others'} ({error.strerror})") from error
+            raise UserError(f"node {this_host()}: no way to {other or 'the others'} ({error.strerror})") from error
         return probe.getsockname()[0]
 
 
@@ -183,21 +210,25 @@ def _free(port: int) -> bool:
 
 
 @contextlib.contextmanager
-def _ray(node: Node, meeting: Meeting, address: str, first: int, size: RaySize) -> Iterator[dict[str, str]]:
-    """Ray on this node: the head on node 0. Yields the environment by which ranks of this node join it."""
-    cluster.check_memory(*size)
+def _ray(
+    node: Node, call: RollCall, meeting: Meeting, address: str, first: int, size: RaySize
+) -> Iterator[dict[str, str]]:
+    """Ray on this node: the head on node 0. Yields the environment by which ranks of this node join it, once all have it."""
     with cluster.private_folder() as folder:
         environment = cluster.environment_of(folder, meeting.token)
         head = f"{meeting.address}:{meeting.ray_port}"
         place = ["--head", f"--port={meeting.ray_port}", "--include-dashboard=false"] if node.leads else [f"--address={head}"]
         words = [*place, *_ray_options(address, first, size), f"--temp-dir={folder}", "--block", "--disable-usage-stats"]
+        if not node.leads:
+            call.hear_node_0("ray", 2 * PATIENCE_SECONDS)
         with open(folder / "start.log", "wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "ray.scripts.scripts", "start", *words], env=os.environ | environment,
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, preexec_fn=cluster.die_with_parent,
             )  # fmt: skip
         try:
-            _await_ray(process, address, first + FIRST_DAEMON, folder / "start.log")
+            fault = _ray_fault(process, address, first + FIRST_DAEMON, folder / "start.log")
+            call.agree("ray", fault, 2 * PATIENCE_SECONDS, lambda said: [line for line in said.values() if line])
             yield environment | {"RAY_ADDRESS": head}
         finally:
             process.terminate()
@@ -222,12 +253,13 @@ def allocated_cores() -> int:
     return min(cluster.usable_cores(), int(os.environ.get("SLURM_CPUS_PER_TASK", sys.maxsize)))
 
 
-def _await_ray(process: subprocess.Popen[bytes], address: str, port: int, log: Path) -> None:
-    """Return when the daemon of this node listens. Raises UserError with Ray's last line where it does not come up."""
+def _ray_fault(process: subprocess.Popen[bytes], address: str, port: int, log: Path) -> str:
+    """Wait for the daemon of this node to listen; returns "", or that it does not come up, with Ray's last line."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
         with contextlib.suppress(OSError):
-            return socket.create_connection((address, port), 5).close()
+            socket.create_connection((address, port), 5).close()
+            return ""
         time.sleep(0.1)
     last = (log.read_text(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
-    raise UserError(f"node {socket.gethostname()}: Ray did not come up at {address}: {last}; or use --loader.kind local")
+    return f"node {this_host()}: Ray did not come up at {address}: {last}; or use --loader.kind local"

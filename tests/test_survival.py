@@ -94,15 +94,20 @@ def test_an_exception_ends_all_ranks_and_is_shown_first(store: Path, tmp_path: P
     assert read_summary(tmp_path / "run")["state"] == "failed" and time.monotonic() - begun < 120
 
 
+def two_nodes(wanted: config.Settings) -> list[subprocess.Popen]:
+    """A launcher for each of two nodes, both on this machine, as srun would start them."""
+    said = {"SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1"}
+    return [started(wanted, "run", SLURM_NODEID=str(node), **said) for node in (0, 1)]
+
+
 def test_a_lost_node(store: Path, tmp_path: Path) -> None:
     """Two nodes of a rank each. The agent of one is killed: the run goes on. Its launcher is killed: the other node ends.
 
     It says which node it missed; the same command then goes on from the last checkpoint. The nodes are this machine.
     """
     wanted = settings(store, tmp_path, 1, "--train.steps=100000", "--train.batch=2", "--train.checkpoint_minutes=0.0001")
-    said = {"SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1"}
     log, run = tmp_path / "log", tmp_path / "run"
-    nodes = [started(wanted, "run", SLURM_NODEID=str(node), **said) for node in (0, 1)]
+    nodes = two_nodes(wanted)
     reached(run, 3, nodes)
     (agent,) = psutil.Process(nodes[1].pid).children()
     agent.kill()
@@ -115,3 +120,17 @@ def test_a_lost_node(store: Path, tmp_path: Path) -> None:
     assert "node 0: not all 2 nodes were there in 40 s; one is lost" in log.read_text()
     assert read_summary(run)["state"] == "failed" and saved_step(run) > 3
     assert not [pid for pid in ranks if comm(pid).startswith("pants rank")]
+
+
+@pytest.mark.long
+def test_the_first_node_is_lost(store: Path, tmp_path: Path) -> None:
+    """Two nodes of a rank each. The launcher of the one where all meet is killed: the other ends within 60 s and says so."""
+    wanted = settings(store, tmp_path, 1, "--train.steps=100000", "--train.batch=2", "--train.checkpoint_minutes=0.0001")
+    log, run = tmp_path / "log", tmp_path / "run"
+    nodes = two_nodes(wanted)
+    reached(run, 3, nodes)
+    ranks = [rank_process(node.pid, rank) for rank, node in enumerate(nodes)]
+    nodes[0].kill()
+    assert nodes[1].wait(60) == 1, log.read_text()
+    assert "node 1: not all 2 nodes were there in 40 s; one is lost" in log.read_text()
+    assert saved_step(run) > 0 and not [pid for pid in ranks if comm(pid).startswith("pants rank")]
