@@ -24,7 +24,7 @@ from pants_dist.errors import UserError
 from pants_dist.heartbeat import doing
 from pants_dist.model import Segmenter
 from pants_dist.structures import LESION
-from pants_dist.targets import PredictedMasks, decided, log_odds
+from pants_dist.targets import Masks, PredictedMasks, decided, log_odds
 
 WINDOWS_AT_ONCE = 2
 VOXELS_AT_ONCE = 1 << 21  # that are brought back and decided together: eight planes of 512 x 512
@@ -37,12 +37,12 @@ Spacing = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Prediction:
-    """What networks say of a scan, in the scan's grid: masks (z, y, x), and how likely a lesion is in each voxel.
+    """What a system says of a scan, in the scan's grid: masks (z, y, x), and how likely a lesion is in each voxel.
 
-    `lesion_log_odds_zyx` is float32, log(p / (1 - p)) of the lesion's probability p; None where no lesion is predicted for.
+    `lesion_log_odds_zyx` is float32, log(p / (1 - p)) of the lesion's probability p; None where it is not known.
     """
 
-    masks: PredictedMasks
+    masks: Masks
     lesion_log_odds_zyx: np.ndarray | None
 
 
@@ -79,7 +79,7 @@ def logits_of(
     settings, shape = models[0].settings, _zyx(image_zyx.shape)
     trained = settings.data.spacing_mm_zyx or spacing_mm_zyx
     step = _spacing(to / own for to, own in zip(trained, spacing_mm_zyx, strict=True))
-    size = _zyx(math.ceil(length / ratio) for length, ratio in zip(shape, step, strict=True))
+    size = _zyx(math.ceil(round(length / ratio, 3)) for length, ratio in zip(shape, step, strict=True))  # headers are float32
     there, back = Rescaling(step, shape, size), Rescaling(_spacing(1 / ratio for ratio in step), size, shape)
     windows = Windows(size, settings.data.patch_zyx, settings.validation.overlap)
     image = torch.from_numpy(image_zyx)[None]

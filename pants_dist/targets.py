@@ -10,7 +10,7 @@ over it and take its voxels away, and `PredictedMasks` gives them back. Other st
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -152,18 +152,35 @@ def decided(target: Target, logits: "Tensor") -> "np.ndarray":
     return np.packbits((logits > 0).cpu().numpy(), axis=0)
 
 
-class PredictedMasks(Mapping[str, "np.ndarray"]):
-    """Boolean masks (z, y, x) of a target's structures out of what is `decided`, each made when it is asked for.
+class Masks(Mapping[str, "np.ndarray"]):
+    """Boolean masks (z, y, x) by structure, each made when it is asked for: all at once they would take gigabytes."""
+
+    def __init__(self, names: Sequence[str], make: Callable[[str], "np.ndarray"]) -> None:
+        self._names, self._make = tuple(names), make
+
+    def __getitem__(self, name: str) -> "np.ndarray":
+        if name not in self._names:
+            raise KeyError(name)
+        return self._make(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+class PredictedMasks(Masks):
+    """Masks of a target's structures out of what is `decided`.
 
     Sigmoid: where the structure's bit is set. Softmax: where the channel is the structure's own, or that of what lies in it.
     """
 
     def __init__(self, target: Target, decisions: "np.ndarray") -> None:
+        super().__init__(target.structures, self._mask)
         self.target, self._decisions = target, decisions
 
-    def __getitem__(self, name: str) -> "np.ndarray":
-        if name not in self.target.structures:
-            raise KeyError(name)
+    def _mask(self, name: str) -> "np.ndarray":
         channel = self.target.channels.index(name)
         if self.target.activation == "sigmoid":
             return self._decisions[channel // 8] & (128 >> channel % 8) != 0
@@ -171,12 +188,6 @@ class PredictedMasks(Mapping[str, "np.ndarray"]):
         for part in set(region(name)) & set(self.target.channels) - {name}:
             mask |= self._decisions[0] == self.target.channels.index(part)
         return mask
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.target.structures)
-
-    def __len__(self) -> int:
-        return len(self.target.structures)
 
 
 def swapped_left_right(names: tuple[str, ...]) -> list[int]:

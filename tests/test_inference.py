@@ -58,7 +58,7 @@ def whole(model: Segmenter, image: np.ndarray, spacing: Sequence[float] = SPACIN
 @pytest.mark.parametrize("spacing", ["null", "[1.1, 1.0, 1.2]", "[5.0, 2.5, 0.5]"])
 @pytest.mark.parametrize("target", TARGETS)
 def test_slabs_are_the_whole(target: str, spacing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Logits in the grid of the scan, plane after plane, for each target, finer and coarser than the scan, and in its spacing."""
+    """Logits in the grid of the scan, plane after plane, for each target: in its spacing, finer, coarser."""
     monkeypatch.setattr(inference, "VOXELS_AT_ONCE", 3 * 41 * 50)
     model, image = model_of(*TARGETS[target], f"--data.spacing_mm_zyx={spacing}"), scan(37, 41, 50)
     slabs = list(logits_of([model], image, SPACING))
@@ -70,7 +70,8 @@ def test_slabs_are_the_whole(target: str, spacing: str, monkeypatch: pytest.Monk
 def test_scans_about_as_small_as_a_window(shape: tuple[int, int, int]) -> None:
     """Shorter than the patch, exactly as long, and by one longer."""
     model, image = model_of(), scan(*shape)
-    torch.testing.assert_close(torch.cat(list(logits_of([model], image, SPACING)), 1), whole(model, image), atol=2e-4, rtol=1e-4)
+    found = torch.cat(list(logits_of([model], image, SPACING)), 1)
+    torch.testing.assert_close(found, whole(model, image), atol=2e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("target", TARGETS)
