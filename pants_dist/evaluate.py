@@ -1,8 +1,7 @@
-"""Score cases in their source grid, one row a case; then the tables and the report. What is scored is a run's own model, or
-masks that another system wrote.
+"""Score cases in their source grid, one row a case; then the tables and the report.
 
-Every case is scored once, by one process or by many (`slice_`). Rows are kept as they come (rows.py), so that a killed
-evaluation goes on where it was.
+What is scored is a run's own model, or masks that another system wrote (systems.py). Every case is scored once, by one
+process or by many. Rows are kept as they come (rows.py), so that a killed evaluation goes on where it was.
 """
 
 import math
@@ -161,7 +160,10 @@ def write_tables(folder: Path, rows: list[dict[str, Any]], structures: tuple[str
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is to be scored and where it goes: FOLDER/<split>/ for each of `splits`, FOLDER/report.html for all."""
+    """What is to be scored and where it goes: FOLDER/<split>/ for each of `splits`, FOLDER/report.html for all.
+
+    A slice (i, n) is every n-th case of all splits, from the i-th: n writers that have one each share the work.
+    """
 
     settings: Settings
     store: Store
@@ -172,20 +174,20 @@ class Evaluation:
 
     def cases(self, split: str) -> list[str]:
         """The cases of a split, in the store's order."""
-        return [case for case in self.store.cases if self.assigned.by_case[case] == split]
+        chosen = set(self.assigned.by_case.index[self.assigned.by_case == split])
+        return [case for case in self.store.cases if case in chosen]
 
     def known(self, split: str) -> dict[str, Row]:
-        """Rows of a split that are on the disk, whoever wrote them."""
-        rows = known_rows(self.folder / split, self.system.head)
-        return {case: row for case, row in rows.items() if row["state"] == self.system.state(case)}
+        """Rows of a split that are on the disk and still right, whoever wrote them."""
+        return known_rows(self.folder / split, self.system.head, lambda row: row["state"] == self.system.state(row["case"]))
 
     def slice(self, slice_: tuple[int, int]) -> list[tuple[str, str]]:
-        """Split and case of every n-th case of all splits, from the i-th."""
+        """Split and case of what is in a slice."""
         every = [(split, case) for split in self.splits for case in self.cases(split)]
         return every[slice_[0] - 1 :: slice_[1]]
 
     def score(self, slice_: tuple[int, int] = WHOLE, on_case: OnCase | None = None) -> None:
-        """Score what is missing of a slice (i, n)."""
+        """Score what is missing of a slice."""
         seen, mine, done = seen_cases(self.store, self.assigned), self.slice(slice_), 0
         for split in self.splits:
             folder, known = self.folder / split, self.known(split)

@@ -5,6 +5,7 @@ The first line of a file says what its rows are of; rows of anything else are no
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,13 @@ Row = dict[str, Any]
 WHOLE = (1, 1)  # the slice of who does it all
 
 
-def known_rows(folder: Path, head: Row) -> dict[str, Row]:
-    """Rows by case in all files of the folder whose first line is `head`."""
+def known_rows(folder: Path, head: Row, counts: Callable[[Row], bool] = bool) -> dict[str, Row]:
+    """Rows by case in all files of the folder whose first line is `head`; only those that `counts` is true of."""
     rows: dict[str, Row] = {}
     for path in sorted(folder.glob("rows*.jsonl")):
         lines = _whole_lines(path)
         if lines and lines[0] == head:
-            rows |= {row["case"]: row for row in lines[1:]}
+            rows |= {row["case"]: row for row in lines[1:] if counts(row)}
     return rows
 
 

@@ -28,7 +28,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of some steps on a small store, one center of three held out."""
     folder = tmp_path_factory.mktemp("evaluate")
     store = make_store(folder / "store", cases=6, edge=40)
-    small = ["--data.patch_zyx", "[32, 32, 32]", "--model.channels", "[8, 16, 32]", "--train.steps", "40", "--train.ranks", "1"]
+    small = ["--data.patch_zyx", "[32, 32, 32]", "--model.channels", "[8, 16, 32]", "--train.steps", "20", "--train.ranks", "1"]
     more = ["--data.held_out_centers", '["Center C"]', "--tracking.wandb", "off", "--loader.kind", "local"]
     more += ["--augment.mirror", "zy"]
     run = trained_here(config.load("debug", ["--data.store", str(store), "--runs", str(folder / "runs"), *small, *more]), "r")
@@ -82,6 +82,8 @@ def test_rows_of_another_checkpoint_are_not_taken(tmp_path: Path) -> None:
     Rows(tmp_path, one).add({"case": "a", "dsc/liver": 0.5})
     Rows(tmp_path, one, (2, 3)).add({"case": "b", "dsc/liver": 0.25})
     assert set(known_rows(tmp_path, one)) == {"a", "b"} and not known_rows(tmp_path, two)
+    Rows(tmp_path, one, (3, 3)).add({"case": "b", "dsc/liver": 0.125})
+    assert known_rows(tmp_path, one, lambda row: row["dsc/liver"] > 0.2)["b"]["dsc/liver"] == 0.25
     Rows(tmp_path, two)
     assert set(known_rows(tmp_path, one)) == {"b"}
     assert json.loads((tmp_path / "rows.jsonl").read_text()) == two

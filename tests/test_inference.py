@@ -62,7 +62,8 @@ def test_slabs_are_the_whole(target: str, spacing: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(inference, "VOXELS_AT_ONCE", 3 * 41 * 50)
     model, image = model_of(*TARGETS[target], f"--data.spacing_mm_zyx={spacing}"), scan(37, 41, 50)
     slabs = list(logits_of([model], image, SPACING))
-    assert {slab.shape[1] for slab in slabs[:-1]} == {3} and all(slab.dtype == torch.float32 for slab in slabs)
+    assert {slab.shape[1] for slab in slabs[:-1]} == {3}
+    assert all(slab.dtype == torch.float32 and not slab.requires_grad for slab in slabs)
     torch.testing.assert_close(torch.cat(slabs, 1), whole(model, image), atol=2e-4, rtol=1e-4)
 
 
