@@ -205,6 +205,20 @@ def test_a_case_without_prediction_is_a_failure(run: Path, tmp_path: Path) -> No
     assert (found["failures"], found["sensitivity"], found["specificity"]) == (1, 1, 0)
 
 
+def test_the_verb_says_what_failed_and_what_is_next(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """A slice waits for the others; who is through last names the failures and the report."""
+    folder = written(run, tmp_path / "said")
+    case = sorted(path.name for path in folder.iterdir())[0]
+    (folder / case / "segmentations" / "liver.nii.gz").write_bytes(b"")
+    words = ["evaluate", str(run), "--split", "held_out", "--predictions", str(folder), "--slice"]
+    assert cli.main([*words, "1/2"]) == 0
+    assert capsys.readouterr().out.startswith("Next: the other slices")
+    assert cli.main([*words, "2/2"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"{case}: liver.nii.gz: empty file (0 bytes)" and said[1].startswith("1 of 2 cases have no prediction")
+    assert said[-1] == f"Next: open {run / 'evaluation-said' / 'report.html'}"
+
+
 SPOILT = {
     "shape": (lambda array, affine: (array[:-1], affine), "voxels (z, y, x), the scan has"),
     "place": (lambda array, affine: (array, affine + [[0, 0, 0, 5], [0] * 4, [0] * 4, [0] * 4]), "5.0 mm away from the scan"),
