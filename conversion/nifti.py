@@ -258,6 +258,14 @@ def original(array_zyx: np.ndarray, affine: np.ndarray) -> np.ndarray:
     return view_xyz.transpose(np.argsort(axes))
 
 
+def canonical_affine(shape_ijk: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
+    """(4, 4): where the voxels of `canonical` lie, from indices z, y, x to RAS millimetres."""
+    axes, forward = _axes_xyz(affine)
+    first_ijk = [0 if step > 0 else shape_ijk[axis] - 1 for axis, step in sorted(zip(axes, forward, strict=True))]
+    columns_xyz = affine[:, axes] * forward
+    return np.column_stack([columns_xyz[:, ::-1], affine @ [*first_ijk, 1]])
+
+
 def canonical_indices(indices_ijk: np.ndarray, shape_ijk: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
     """Voxel indices (n, 3) i, j, k as indices z, y, x into `canonical`."""
     axes, forward = _axes_xyz(affine)

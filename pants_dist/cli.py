@@ -12,7 +12,18 @@ from typing import Any
 
 from pants_dist import __version__
 from pants_dist.errors import UserError
-from pants_dist.parser import Given, Parser, add_convert, add_settings, add_train, ends, run_name_of, settings_of
+from pants_dist.parser import (
+    Given,
+    Parser,
+    add_convert,
+    add_evaluate,
+    add_predict,
+    add_settings,
+    add_train,
+    ends,
+    run_name_of,
+    settings_of,
+)
 from pants_dist.submitting import add_cluster_verbs, complete, submit
 
 BAD_INPUT, INTERRUPTED, STOPPED = 2, 130, 75
@@ -165,15 +176,35 @@ def train(given: Given) -> int:
     return ends(code, "pants-dist evaluate", run)
 
 
-def evaluate(given: Given) -> int:
-    """Score a run's cases one by one, and report by center."""
-    from pants_dist.evaluate import evaluate as score_run
-    from pants_dist.progress import shown
+def predict(given: Given) -> int:
+    """Segment a CT by a trained model, or by the mean of several: NIfTI in, NIfTI on the same grid out."""
+    from pants_dist.predict import predict as write_nifti
 
+    files = write_nifti(given.checkpoints, given.image, given.out, given.mirror, given.label_map)
+    print(f"{len(files)} files in {given.out}")
+    return ends(0, "open them over the scan in a viewer such as ITK-SNAP:", given.image, files[-1])
+
+
+def evaluate(given: Given) -> int:
+    """Score a run's cases one by one, by its own model or by another system's masks, and report by center."""
+    from conversion.choice import parse_slice
+    from pants_dist.evaluate import Order, failure_lines
+    from pants_dist.progress import shown
+    from pants_dist.rows import WHOLE
+    from pants_dist.spread import evaluate_on
+
+    if given.mirror and given.predictions:
+        raise UserError("evaluate: --mirror is for the run's own model; leave it out with --predictions")
+    order = Order(given.run, (given.split,) if given.split else None, given.predictions, given.mirror)
+    slice_ = parse_slice(given.slice) if given.slice else WHOLE
     with shown("evaluate") as tell:
-        rows = score_run(given.run, (given.split,) if given.split else None, on_case=tell)
+        rows = evaluate_on(order, given.ranks, slice_, tell)
+    if rows is None:
+        return ends(0, "the other slices; whichever is through last writes the tables and the report")
+    for line in failure_lines(rows):
+        print(line)
     _print_centers(rows)
-    return ends(0, "open", given.run / "evaluation" / "report.html")
+    return ends(0, "open", order.folder / "report.html")
 
 
 def report(given: Given) -> int:
@@ -259,8 +290,9 @@ def _add_run_verbs(add: Callable[[Callable[[Given], int]], Parser]) -> None:
     verb.usage = "pants-dist train --config FILE [--run-name NAME] [--section.setting VALUE ...]"
     add_train(verb)
     verb = add(evaluate)
-    verb.add_argument("run", metavar="RUN", type=Path, help="folder of the run")
-    verb.add_argument("--split", metavar="NAME", help="train, val_seen, held_out or test (default: the middle two)")
+    add_evaluate(verb)
+    verb = add(predict)
+    add_predict(verb)
     verb = add(report)
     verb.add_argument("results", metavar="RESULTS", type=Path, nargs="+", help="run folders, or tables of rows (parquet, CSV)")
     verb.add_argument(

@@ -1,9 +1,9 @@
-"""Score cases: sliding window over each, in its source grid, one row a case; then the tables and the report.
+"""Score cases in their source grid, one row a case; then the tables and the report.
 
-Every case is scored once. Rows are appended to rows.jsonl as they come, so that a killed evaluation goes on where it was.
+What is scored is a run's own model, or masks that another system wrote (systems.py). Every case is scored once, by one
+process or by many. Rows are kept as they come (rows.py), so that a killed evaluation goes on where it was.
 """
 
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,25 +12,24 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from monai.inferers import sliding_window_inference
 
-from pants_dist import __version__, config, report
-from pants_dist.augment import resampled
-from pants_dist.casefile import AIR_HU, file_digest
-from pants_dist.checkpoints import best_checkpoint, read_checkpoint
+from conversion.nifti import BadImage
+from pants_dist import __version__, report
 from pants_dist.config import Settings
 from pants_dist.disk import replacing
 from pants_dist.errors import UserError
-from pants_dist.heartbeat import doing
+from pants_dist.inference import Prediction, segmented
 from pants_dist.metrics import score_case
-from pants_dist.model import Intensity, Segmenter
+from pants_dist.model import Segmenter
 from pants_dist.pictures import draw_case
+from pants_dist.predict import open_run, settings_of_run
+from pants_dist.predictions import open_predictions
+from pants_dist.rows import WHOLE, Row, Rows, known_rows
 from pants_dist.splits import SPLITS, Splits, read_split, splits_of
 from pants_dist.store import Store, open_store
 from pants_dist.structures import LESION, PANCREAS
-from pants_dist.targets import PredictedMasks, holding, log_odds
-from pants_dist.transfer import AVERAGE
+from pants_dist.systems import OthersMasks, OwnModel, System
+from pants_dist.targets import Masks, holding
 
 COPIED = (
     "case",
@@ -46,77 +45,73 @@ COPIED = (
     "tumor_flag",
 )
 DEFAULT_SPLITS = ("val_seen", "held_out")
+SHOWN_FAILURES = 10
 WORST = 6  # pictures a split keeps
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One case after inference: its row, and what a picture of it needs. Arrays are (z, y, x)."""
+    """One case after scoring: its row, and what a picture of it needs. Arrays are (z, y, x)."""
 
-    row: dict[str, Any]
+    row: Row
     image_zyx: np.ndarray
     reference: Mapping[str, np.ndarray]
     prediction: Mapping[str, np.ndarray]
     spacing_mm_zyx: tuple[float, float, float]
 
 
-def predict(
-    model: Segmenter, image_zyx: np.ndarray, settings: Settings, spacing_mm_zyx: tuple[float, float, float]
-) -> torch.Tensor:
-    """Logits (channels, z, y, x), float32 on the CPU, of CT in HU with this spacing: overlapping Gaussian windows.
+OnCase = Callable[[int, int, Row], None]  # of what is done, of how many, and of the last row
+Predict = Callable[[str, np.ndarray], Prediction]  # of a case and its HU (z, y, x); may raise BadImage
 
-    A network that was trained at a spacing of its own predicts at that; its logits are brought back linearly.
+
+def score(store: Store, structures: tuple[str, ...], predict: Predict, case: str, split: str, seen: bool) -> Scored:
+    """Predict one case and compare it with its reference, in the source grid.
+
+    Without a usable prediction the case is a failure: its status is "no prediction", `failure` says why, and it counts as a
+    miss where there is a lesion and as a false alarm where there is none.
     """
-    image, trained = torch.from_numpy(image_zyx.astype(np.float32))[None], settings.data.spacing_mm_zyx
-    if trained:
-        step = [to / own for to, own in zip(trained, spacing_mm_zyx, strict=True)]
-        size = [math.ceil(length / ratio) for length, ratio in zip(image_zyx.shape, step, strict=True)]
-        image = resampled(image, _scaled(step), (size[0], size[1], size[2]), AIR_HU)
-    logits = sliding_window_inference(
-        image[None], settings.data.patch_zyx, 2, model, settings.validation.overlap, mode="gaussian",
-        sw_device=model.device, device="cpu", padding_mode="constant", cval=AIR_HU,
-    )[0].float()  # fmt: skip
-    if trained:
-        back = [1 / ratio for ratio in step]
-        z, y, x = image_zyx.shape
-        logits = torch.stack([resampled(one[None], _scaled(back), (z, y, x), float(one.min()))[0] for one in logits])
-    return logits
-
-
-def _scaled(step_zyx: list[float]) -> torch.Tensor:
-    """The way from voxels `step_zyx` times as large into a grid whose first voxel has the same outer corner."""
-    return torch.tensor([
-        [step if axis == row else 0.0 for axis in range(3)] + [(step - 1) / 2] for row, step in enumerate(step_zyx)
-    ], dtype=torch.float64)  # fmt: skip
-
-
-@torch.no_grad()
-def score(store: Store, model: Segmenter, settings: Settings, case: str, split: str, seen: bool) -> Scored:
-    """Predict one case and compare it with its reference, in the source grid."""
-    structures = settings.model.outputs.structures
     image, codes = store.read_patch(case, (0, 0, 0), store.shape_zyx(case))
-    spacing = store.spacing_mm_zyx(case)
-    logits = predict(model, image, settings, spacing)
+    spacing, annotated = store.spacing_mm_zyx(case), set(store.value(case, "annotated"))
     table = holding(structures, store.palette(case), store.structures(case))
-    reference = {name: table[:, n][codes] for n, name in enumerate(structures)}
-    prediction = PredictedMasks(model.target, logits)
-    strongest = float(log_odds(model.target, logits, LESION).max()) if LESION in structures else None
-    annotated = set(store.value(case, "annotated"))
+    reference = Masks(structures, lambda name: table[:, structures.index(name)][codes])
     row = {name: store.value(case, name) for name in COPIED}
-    row |= {"split": split, "seen": seen, "status": "scored", "n_voxels": image.size, "spacing_z_mm": spacing[0]}
-    row |= score_case(reference, prediction, spacing, annotated, lesion_max_logit=strongest)
-    return Scored(row, image, reference, prediction, spacing)
+    row |= {"split": split, "seen": seen, "status": "scored", "failure": ""}
+    row |= {"n_voxels": image.size, "spacing_z_mm": spacing[0]}
+    try:
+        found = predict(case, image)
+        odds = found.lesion_log_odds_zyx
+        strongest = None if odds is None else float(odds.max())
+        row |= score_case(reference, found.masks, spacing, annotated, lesion_max_logit=strongest, lesion_logits_zyx=odds)
+        return Scored(row, image, reference, found.masks, spacing)
+    except BadImage as error:
+        nothing = Masks(structures, lambda name: np.zeros(image.shape, bool))
+        row |= {"status": "no prediction", "failure": str(error)}
+        row |= _without_prediction(score_case(reference, nothing, spacing, annotated))
+        return Scored(row, image, reference, nothing, spacing)
+
+
+def _without_prediction(scores: Row) -> Row:
+    """Scores of a prediction of nothing as those of a failure: Dice 0 stays, what a prediction would have said is unknown."""
+    unknown: Row = {name: math.nan for name in scores if name.startswith(("predicted_mm3/", "predicted_voxels/"))}
+    if "lesion_present" in scores:
+        present = scores["lesion_present"]
+        unknown |= {"lesion_components_predicted": None, "lesion_components_false": None}
+        unknown["lesion_predicted"] = None if present is None else not present
+    return scores | unknown
 
 
 def score_cases(
     store: Store, model: Segmenter, settings: Settings, cases: Iterable[str], splits: Splits
 ) -> Iterator[dict[str, Any]]:
     """Rows of these cases, in order, as validation during training wants them."""
-    seen = seen_cases(store, splits)
+
+    def predict(case: str, image_zyx: np.ndarray) -> Prediction:
+        return segmented([model], image_zyx, store.spacing_mm_zyx(case))
+
+    seen, structures = seen_cases(store, splits), settings.model.outputs.structures
     model.eval()
     for case in cases:
-        doing("validation")
-        yield score(store, model, settings, case, splits.by_case[case], seen[case]).row
+        yield score(store, structures, predict, case, splits.by_case[case], bool(seen[case])).row
     model.train()
 
 
@@ -163,63 +158,110 @@ def write_tables(folder: Path, rows: list[dict[str, Any]], structures: tuple[str
     return cases
 
 
-def load_model(checkpoint: Path, settings: Settings, store: Store) -> tuple[Segmenter, int]:
-    """The trained model of a checkpoint, in evaluation mode, on the GPU if there is one; and the step it was saved at."""
-    saved = read_checkpoint(checkpoint)
-    model = Segmenter(settings, Intensity(**saved["intensity"]), store)
-    model.load_state_dict(saved["state_dict"])
-    if AVERAGE in saved:
-        model.network.load_state_dict(saved[AVERAGE]["weights"])
-    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), int(saved["global_step"])
+@dataclass(frozen=True)
+class Evaluation:
+    """What is to be scored and where it goes: FOLDER/<split>/ for each of `splits`, FOLDER/report.html for all.
+
+    A slice (i, n) is every n-th case of all splits, from the i-th: n writers that have one each share the work.
+    """
+
+    settings: Settings
+    store: Store
+    assigned: Splits
+    splits: tuple[str, ...]
+    system: System
+    folder: Path
+
+    def cases(self, split: str) -> list[str]:
+        """The cases of a split, in the store's order."""
+        chosen = set(self.assigned.by_case.index[self.assigned.by_case == split])
+        return [case for case in self.store.cases if case in chosen]
+
+    def known(self, split: str) -> dict[str, Row]:
+        """Rows of a split that are on the disk and still right, whoever wrote them."""
+        return known_rows(self.folder / split, self.system.head, lambda row: row["state"] == self.system.state(row["case"]))
+
+    def slice(self, slice_: tuple[int, int]) -> list[tuple[str, str]]:
+        """Split and case of what is in a slice."""
+        every = [(split, case) for split in self.splits for case in self.cases(split)]
+        return every[slice_[0] - 1 :: slice_[1]]
+
+    def score(self, slice_: tuple[int, int] = WHOLE, on_case: OnCase | None = None) -> None:
+        """Score what is missing of a slice."""
+        seen, mine, done = seen_cases(self.store, self.assigned), self.slice(slice_), 0
+        for split in self.splits:
+            folder, known = self.folder / split, self.known(split)
+            rows = Rows(folder, self.system.head, slice_)
+            for case in (case for part, case in mine if part == split):
+                if case not in known:
+                    scored = score(self.store, self.system.structures, self.system.predict, case, split, bool(seen[case]))
+                    scored.row["state"] = self.system.state(case)
+                    keep_picture(folder / "worst", scored, list(known.values()))
+                    rows.add(scored.row)
+                    known[case] = scored.row
+                done += 1
+                if on_case:
+                    on_case(done, len(mine), known[case])
+
+    def finish(self) -> pd.DataFrame | None:
+        """Write tables, pictures and report of all rows, and return these; None, and nothing done, while some are missing."""
+        known = {split: self.known(split) for split in self.splits}
+        if any(set(self.cases(split)) - known[split].keys() for split in self.splits):
+            return None
+        tables, facts = [], facts_of(self.settings) | self.system.facts
+        for split in self.splits:
+            folder, rows = self.folder / split, [known[split][case] for case in self.cases(split)]
+            keep_worst(folder / "worst", rows)
+            tables.append(write_tables(folder, rows, self.system.structures))
+            write_report(folder, tables[-1], self.system.structures, facts, [folder / "worst"])
+        everything = pd.concat(tables, ignore_index=True)
+        worst = [self.folder / split / "worst" for split in self.splits]
+        write_report(self.folder, everything, self.system.structures, facts, worst)
+        return everything
 
 
-def evaluate(
-    run: Path, splits: tuple[str, ...] | None = None, on_case: Callable[[int, int, dict[str, Any]], None] | None = None
-) -> pd.DataFrame:
+@dataclass(frozen=True)
+class Order:
+    """What to evaluate: splits of a run (val_seen and held_out unless told), by its own model or by `predictions`.
+
+    Those are a folder of masks (predictions.py). `mirror`, for the own model, is as in inference.py.
+    """
+
+    run: Path
+    splits: tuple[str, ...] | None = None
+    predictions: Path | None = None
+    mirror: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """Where it goes."""
+        return self.run / (f"evaluation-{self.predictions.resolve().name}" if self.predictions else "evaluation")
+
+
+def open_evaluation(order: Order) -> Evaluation:
+    """What an order comes to. Raises UserError for a folder that is no run or has no checkpoint yet, for a split without
+    cases, and for predictions that are not there."""
+    settings = settings_of_run(order.run)
+    checkpoint = None if order.predictions else open_run(order.run)[0]
+    store = open_store(settings.data.store, settings.data.io)
+    assigned = splits_of(store, settings.data)
+    chosen = chosen_splits(assigned.by_case, order.splits)
+    if checkpoint:
+        system: System = OwnModel(store, settings, checkpoint, order.mirror)
+    elif order.predictions:
+        cases = [case for case in store.cases if assigned.by_case[case] in chosen]
+        system = OthersMasks(store, open_predictions(order.predictions, settings.model.outputs.structures, cases))
+    return Evaluation(settings, store, assigned, chosen, system, order.folder)
+
+
+def evaluate(run: Path, splits: tuple[str, ...] | None = None, on_case: OnCase | None = None) -> pd.DataFrame:
     """Score the splits of a run (val_seen and held_out unless told) and write tables, pictures and report.html.
 
-    `on_case(done, total, row)` is called for each case. Returns the rows, one a case. Raises UserError for a folder that
-    is no run, has no checkpoint yet, or where a split has no cases.
+    `on_case(done, total, row)` is called for each case. Returns the rows, one a case. Raises UserError as `open_evaluation`.
     """
-    settings, checkpoint = open_run(run)
-    store = open_store(settings.data.store, settings.data.io)
-    everyone = splits_of(store, settings.data)
-    assigned, seen = everyone.by_case, seen_cases(store, everyone)
-    chosen = chosen_splits(assigned, splits)
-    model, step = load_model(checkpoint, settings, store)
-    digest, total, done = file_digest(checkpoint), int(assigned.isin(chosen).sum()), 0
-    facts = facts_of(settings, f"{checkpoint.name}, step {step:,}")
-    tables = []
-    for split in chosen:
-        folder, cases = run / "evaluation" / split, [case for case in store.cases if assigned[case] == split]
-        rows = Rows(folder, digest)
-        for case in cases:
-            if case not in rows.known:
-                scored = score(store, model, settings, case, split, bool(seen[case]))
-                keep_picture(folder / "worst", scored, list(rows.known.values()))
-                rows.add(scored.row)
-            done += 1
-            if on_case:
-                on_case(done, total, rows.known[case])
-        tables.append(write_tables(folder, [rows.known[case] for case in cases], settings.model.outputs.structures))
-        write_report(folder, tables[-1], settings, facts, [folder / "worst"])
-    everything = pd.concat(tables, ignore_index=True)
-    worst = [run / "evaluation" / split / "worst" for split in chosen]
-    write_report(run / "evaluation", everything, settings, facts, worst)
-    return everything
-
-
-def open_run(run: Path) -> tuple[Settings, Path]:
-    """Settings of a run folder and the checkpoint to score: the best, or the last where no validation chose one."""
-    if not (run / "config.yaml").is_file():
-        raise UserError(
-            f'run {run}: no config.yaml there, so it is no run folder; give one that "pants-dist train" made'
-        )
-    if checkpoint := best_checkpoint(run):
-        return config.load(run / "config.yaml", []), checkpoint
-    raise UserError(
-        f'run {run}: no checkpoint yet; run "pants-dist train --config {run / "config.yaml"} --run-name {run.name}"'
-    )
+    evaluation = open_evaluation(Order(run, splits))
+    evaluation.score(on_case=on_case)
+    return evaluation.finish()
 
 
 def chosen_splits(assigned: pd.Series, wanted: tuple[str, ...] | None) -> tuple[str, ...]:
@@ -239,55 +281,33 @@ def chosen_splits(assigned: pd.Series, wanted: tuple[str, ...] | None) -> tuple[
     return chosen
 
 
-class Rows:
-    """Scored rows of one split and one checkpoint, appended as they come; a file of another checkpoint is begun anew."""
-
-    def __init__(self, folder: Path, checkpoint_digest: str) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / "rows.jsonl"
-        head = {"checkpoint": checkpoint_digest, "version": __version__}
-        lines = _whole_lines(self.path)
-        if not lines or lines[0] != head:
-            self.path.write_text(json.dumps(head) + "\n")
-            for picture in (folder / "worst").glob("*.png"):
-                picture.unlink()
-            lines = [head]
-        else:
-            self.path.write_text("".join(json.dumps(line) + "\n" for line in lines))  # without a torn last line
-        self.known: dict[str, dict[str, Any]] = {row["case"]: row for row in lines[1:]}
-
-    def add(self, row: dict[str, Any]) -> None:
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        self.known[row["case"]] = row
-
-
-def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    lines = []
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+def failure_lines(rows: pd.DataFrame) -> list[str]:
+    """Which cases have no usable prediction, and how they count."""
+    lost = rows[rows["status"] == "no prediction"]
+    lines = [f"{row['case']}: {row['failure']}" for row in lost.head(SHOWN_FAILURES).to_dict("records")]
+    if len(lost):
+        lines.append(
+            f"{len(lost):,} of {len(rows):,} cases have no prediction: Dice 0, a miss with a lesion, a false alarm without"
+        )
     return lines
 
 
 def mean_dice(row: dict[str, Any]) -> float:
     """Mean Dice over the structures that the case could be scored on; 1 where there were none."""
-    values = [value for key, value in row.items() if key.startswith("dsc/") and value is not None and value == value]
+    values = [value for key, value in row.items() if key.startswith("dsc/") and value == value]
     return float(np.mean(values)) if values else 1.0
 
 
-def keep_picture(folder: Path, scored: Scored, others: list[dict[str, Any]]) -> None:
-    """Draw a case if it is among the worst so far; the picture that it displaces goes."""
-    ranked = sorted([*others, scored.row], key=lambda row: (mean_dice(row), row["case"]))[:WORST]
-    if scored.row not in ranked:
+def worst_of(rows: Iterable[Row]) -> list[Row]:
+    """The WORST cases by mean Dice, worst first."""
+    return sorted(rows, key=lambda row: (mean_dice(row), row["case"]))[:WORST]
+
+
+def keep_picture(folder: Path, scored: Scored, others: list[Row]) -> None:
+    """Draw a case if it is among the worst so far. What is among the worst of all is so among its writer's, too."""
+    if scored.row not in worst_of([*others, scored.row]):
         return
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = {f"{row['case']}.png" for row in ranked}
-    for picture in folder.glob("*.png"):
-        if picture.name not in wanted:
-            picture.unlink()
     title = f"{scored.row['case']} · {scored.row['center']} · mean Dice {mean_dice(scored.row):.2f}"
     shown = [name for name in (PANCREAS, LESION) if name in scored.reference] or list(scored.reference)[:1]
     reference, prediction = ({name: masks[name] for name in shown} for masks in (scored.reference, scored.prediction))
@@ -295,23 +315,27 @@ def keep_picture(folder: Path, scored: Scored, others: list[dict[str, Any]]) -> 
     draw_case(scored.image_zyx, reference, prediction, scored.spacing_mm_zyx, path, title)
 
 
-def facts_of(settings: Settings, checkpoint: str) -> dict[str, str]:
-    """What the head of a report says of how its rows came about."""
+def keep_worst(folder: Path, rows: list[Row]) -> None:
+    """Take away pictures of cases that are not among the worst after all."""
+    wanted = {f"{row['case']}.png" for row in worst_of(rows)}
+    for picture in folder.glob("*.png"):
+        if picture.name not in wanted:
+            picture.unlink(missing_ok=True)
+
+
+def facts_of(settings: Settings) -> dict[str, str]:
+    """What the head of a report says of the data behind it."""
     path = settings.data.split_file
     frozen = {"Frozen split": f"{Path(path).name}, digest {read_split(Path(path))['digest'][:12]}"} if path else {}
-    return {
-        "Store": Path(settings.data.store).name,
-        **frozen,
-        "Checkpoint": checkpoint,
-        "Network": f"{settings.model.name}, patch {' x '.join(map(str, settings.data.patch_zyx))}",
-        "Code": f"pants-dist {__version__}",
-    }
+    return {"Store": Path(settings.data.store).name, **frozen, "Code": f"pants-dist {__version__}"}
 
 
-def write_report(folder: Path, cases: pd.DataFrame, settings: Settings, facts: dict[str, str], worst: list[Path]) -> Path:
+def write_report(
+    folder: Path, cases: pd.DataFrame, structures: tuple[str, ...], facts: dict[str, str], worst: list[Path]
+) -> Path:
     """report.html of these rows in `folder`, with the worst cases' pictures out of the folders `worst`."""
     ordered = sorted(cases.to_dict("records"), key=mean_dice)
     found = (root / f"{row['case']}.png" for row in ordered for root in worst)
     pictures = [path for path in found if path.is_file()][:WORST]
     splits = ", ".join(dict.fromkeys(cases["split"]))
-    return report.write_report(folder, cases, settings.model.outputs.structures, {"Split": splits, **facts}, pictures)
+    return report.write_report(folder, cases, structures, {"Split": splits, **facts}, pictures)

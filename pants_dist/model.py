@@ -63,9 +63,10 @@ class Patches(NamedTuple):
 class Segmenter(L.LightningModule):
     """Network, loss and optimizer. A batch is one optimizer step: the micro-batches of this rank."""
 
-    def __init__(self, settings: Settings, intensity: Intensity, store: "Store") -> None:
+    def __init__(self, settings: Settings, intensity: Intensity, store: "Store | None" = None) -> None:
         super().__init__()
-        self.settings, self.intensity, self.store = settings, intensity, store
+        self.settings, self.intensity = settings, intensity
+        self.store: Any = store  # what patches are cut from; without one it only predicts
         self.automatic_optimization = False
         data = settings.data
         self.target = settings.model.outputs

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pants_dist.settings import Settings
 
 Given = argparse.Namespace
+MIRROR = "average over windows mirrored along z and y, where training mirrored; 2 or 4 times the work"
 
 
 def ends(code: int, after: str, *paths: Path | str, to: Any = None) -> int:
@@ -66,6 +67,27 @@ def add_train(verb: Parser) -> None:
     verb.add_argument("--config", metavar="FILE", required=True, help="settings as YAML, or the name of a shipped file")
     verb.add_argument("--run-name", metavar="NAME", help="name of the run (default: that of FILE without its ending)")
     add_settings(verb)
+
+
+def add_evaluate(verb: Parser) -> None:
+    """The words of `evaluate`."""
+    verb.add_argument("run", metavar="RUN", type=Path, help="folder of the run")
+    verb.add_argument("--split", metavar="NAME", help="train, val_seen, held_out or test (default: the middle two)")
+    where = "score masks of another system instead: DIR/CASE/segmentations/STRUCTURE.nii.gz, or without that folder"
+    verb.add_argument("--predictions", metavar="DIR", type=Path, help=where)
+    verb.add_argument("--mirror", action="store_true", help=MIRROR)
+    verb.add_argument("--ranks", metavar="N", type=int, help="processes on this machine (default: one for each GPU, or one)")
+    verb.add_argument("--slice", metavar="I/N", help="only every N-th case, from the I-th: for N nodes on one run")
+
+
+def add_predict(verb: Parser) -> None:
+    """The words of `predict`."""
+    models = "run folders, or files in their checkpoints folders; of several, the logits are averaged"
+    verb.add_argument("checkpoints", metavar="CHECKPOINT", type=Path, nargs="+", help=models)
+    verb.add_argument("image", metavar="IMAGE", type=Path, help="CT in HU as .nii.gz or .nii, in any orientation")
+    verb.add_argument("out", metavar="OUT", type=Path, help="folder for segmentations/STRUCTURE.nii.gz")
+    verb.add_argument("--mirror", action="store_true", help=MIRROR)
+    verb.add_argument("--label-map", action="store_true", help="also write label_map.nii.gz, and label_map.json: its numbers")
 
 
 def add_settings(verb: Parser, names: Sequence[str] | None = None) -> None:

@@ -10,7 +10,7 @@ over it and take its voxels away, and `PredictedMasks` gives them back. Other st
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -139,32 +139,55 @@ def log_odds(target: Target, logits: "Tensor", name: str) -> "Tensor":
     return logits[own] - logits[others].logsumexp(0)
 
 
-class PredictedMasks(Mapping[str, "np.ndarray"]):
-    """Boolean masks (z, y, x) of a target's structures out of logits (channels, z, y, x), each made when it is asked for.
+def decided(target: Target, logits: "Tensor") -> "np.ndarray":
+    """What each voxel is, in as few bits as say it: uint8 (planes, z, y, x) of logits (channels, z, y, x).
 
-    Sigmoid: where the logit is above 0. Softmax: where the greatest logit is the structure's own, or that of what lies in it.
+    Softmax: one plane, the number of the channel with the greatest logit, the earlier of two alike. Sigmoid: one bit a
+    channel, set where its logit is above 0, the first channel in the highest bit of the first plane.
     """
+    import numpy as np
 
-    def __init__(self, target: Target, logits: "Tensor") -> None:
-        self.target, self._logits = target, logits
-        self._label = logits.argmax(0).byte() if target.activation == "softmax" else None
+    if target.activation == "softmax":
+        return logits.argmax(0, keepdim=True).byte().cpu().numpy()
+    return np.packbits((logits > 0).cpu().numpy(), axis=0)
+
+
+class Masks(Mapping[str, "np.ndarray"]):
+    """Boolean masks (z, y, x) by structure, each made when it is asked for: all at once they would take gigabytes."""
+
+    def __init__(self, names: Sequence[str], make: Callable[[str], "np.ndarray"]) -> None:
+        self._names, self._make = tuple(names), make
 
     def __getitem__(self, name: str) -> "np.ndarray":
-        if name not in self.target.structures:
+        if name not in self._names:
             raise KeyError(name)
-        channels = self.target.channels
-        if self._label is None:
-            return (self._logits[channels.index(name)] > 0).numpy()
-        mask = self._label == channels.index(name)
-        for part in set(region(name)) & set(channels) - {name}:
-            mask |= self._label == channels.index(part)
-        return mask.numpy()
+        return self._make(name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.target.structures)
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(self.target.structures)
+        return len(self._names)
+
+
+class PredictedMasks(Masks):
+    """Masks of a target's structures out of what is `decided`.
+
+    Sigmoid: where the structure's bit is set. Softmax: where the channel is the structure's own, or that of what lies in it.
+    """
+
+    def __init__(self, target: Target, decisions: "np.ndarray") -> None:
+        super().__init__(target.structures, self._mask)
+        self.target, self._decisions = target, decisions
+
+    def _mask(self, name: str) -> "np.ndarray":
+        channel = self.target.channels.index(name)
+        if self.target.activation == "sigmoid":
+            return self._decisions[channel // 8] & (128 >> channel % 8) != 0
+        mask = self._decisions[0] == channel
+        for part in set(region(name)) & set(self.target.channels) - {name}:
+            mask |= self._decisions[0] == self.target.channels.index(part)
+        return mask
 
 
 def swapped_left_right(names: tuple[str, ...]) -> list[int]:

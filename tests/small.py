@@ -137,6 +137,7 @@ def write_small_case(folder: Path, number: int, center: str, edge: int, seed: in
     record = {name: None for name in RECORD.names} | {
         "case": case, "dataset": dataset, "official_split": "train", "center": center, "center_kind": "single",
         "metadata": "{}",
+        "source_shape_ijk": list(shape[::-1]), "source_affine": [-1.0, 0, 0, 10, 0, 1, 0, 20, 0, 0, 2, 30, 0, 0, 0, 1],
         "spacing_mm_zyx": [2.0, 1.0, 1.0], "palette": [hex(mask) for mask in PALETTE], "structures": list(PANTS),
         "annotated": list(PANTS) if dataset == "PanTS" else ["pancreas", "pancreatic_lesion"],
         "voxels": json.dumps({name: int(mask.sum()) for name, mask in present.items()}),

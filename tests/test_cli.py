@@ -86,6 +86,10 @@ BAD = [
     (["verify", "nowhere"], "store nowhere: no such folder"),
     (["export", "nowhere", "case", "out"], "store nowhere: no such folder"),
     (["evaluate", "nowhere"], "run nowhere: no config.yaml there"),
+    (["evaluate", "nowhere", "--slice", "3"], "--slice 3: give I/N"),
+    (["evaluate", "nowhere", "--ranks", "0"], "--ranks 0: must be at least 1"),
+    (["evaluate", "nowhere", "--mirror", "--predictions", "x"], "--mirror is for the run's own model"),
+    (["predict", "nowhere", "ct.nii.gz", "out"], "checkpoint nowhere: no such file; give a run's folder"),
     (["demo", "--data", "nowhere"], "--data nowhere: no such folder"),
     (["report", "nowhere"], "nowhere"),
 ]

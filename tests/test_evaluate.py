@@ -1,17 +1,24 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from small import make_store
+from small import make_store, trained_here
 
-from pants_dist import config, launch
+from conversion import nifti
+from pants_dist import cli, config
+from pants_dist.detection import component_wise, froc, pants_nnunet_volume
 from pants_dist.errors import UserError
-from pants_dist.evaluate import Rows, evaluate, load_model, open_run, predict, validation_cases
+from pants_dist.evaluate import Order, evaluate, failure_lines, open_evaluation, validation_cases
+from pants_dist.inference import logits_of
+from pants_dist.predict import load_model, open_run
+from pants_dist.rows import Rows, known_rows
 from pants_dist.splits import splits_of
-from pants_dist.store import open_store
+from pants_dist.spread import evaluate_on
+from pants_dist.store import Store, open_store
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -21,12 +28,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of some steps on a small store, one center of three held out."""
     folder = tmp_path_factory.mktemp("evaluate")
     store = make_store(folder / "store", cases=6, edge=40)
-    small = ["--data.patch_zyx", "[32, 32, 32]", "--model.channels", "[8, 16, 32]", "--train.steps", "40", "--train.ranks", "1"]
+    small = ["--data.patch_zyx", "[32, 32, 32]", "--model.channels", "[8, 16, 32]", "--train.steps", "20", "--train.ranks", "1"]
     more = ["--data.held_out_centers", '["Center C"]', "--tracking.wandb", "off", "--loader.kind", "local"]
-    settings = config.load("debug", ["--data.store", str(store), "--runs", str(folder / "runs"), *small, *more])
-    assert launch.launch(settings, "r") == 0
-    evaluate(folder / "runs" / "r")
-    return folder / "runs" / "r"
+    more += ["--augment.mirror", "zy"]
+    run = trained_here(config.load("debug", ["--data.store", str(store), "--runs", str(folder / "runs"), *small, *more]), "r")
+    evaluate(run)
+    return run
+
+
+def store_of(run: Path) -> Store:
+    return open_store(open_run(run)[1].data.store)
 
 
 def test_every_validation_case_is_scored_once(run: Path) -> None:
@@ -44,13 +55,11 @@ def test_every_validation_case_is_scored_once(run: Path) -> None:
 
 def test_dice_is_that_of_the_masks(run: Path) -> None:
     """A row's Dice of the liver equals the one computed here from the model's logits and the stored masks."""
-    settings, checkpoint = open_run(run)
-    store = open_store(settings.data.store)
+    (checkpoint, settings), store = open_run(run), store_of(run)
     row = pd.read_parquet(run / "evaluation" / "held_out" / "cases.parquet").iloc[0]
     image, codes = store.read_patch(row["case"], (0, 0, 0), store.shape_zyx(row["case"]))
-    with torch.no_grad():
-        model, _ = load_model(checkpoint, settings, store)
-        predicted = (predict(model, image, settings, store.spacing_mm_zyx(row["case"]))[0] > 0).numpy()
+    logits = torch.cat(list(logits_of([load_model(checkpoint, settings)], image, store.spacing_mm_zyx(row["case"]))), 1)
+    predicted = (logits[0] > 0).numpy()
     liver = codes == 1
     assert row["dsc/liver"] == pytest.approx(2 * (predicted & liver).sum() / (predicted.sum() + liver.sum()))
 
@@ -68,16 +77,177 @@ def test_a_killed_evaluation_goes_on(run: Path) -> None:
 
 
 def test_rows_of_another_checkpoint_are_not_taken(tmp_path: Path) -> None:
-    """Rows belong to the checkpoint that they were scored with."""
-    Rows(tmp_path, "one").add({"case": "a", "dsc/liver": 0.5})
-    assert set(Rows(tmp_path, "one").known) == {"a"} and not Rows(tmp_path, "two").known
-    assert json.loads((tmp_path / "rows.jsonl").read_text())["checkpoint"] == "two"
+    """Rows belong to what they were scored with; each writer keeps to its own file, and all are read."""
+    one, two = {"checkpoint": "one"}, {"checkpoint": "two"}
+    Rows(tmp_path, one).add({"case": "a", "dsc/liver": 0.5})
+    Rows(tmp_path, one, (2, 3)).add({"case": "b", "dsc/liver": 0.25})
+    assert set(known_rows(tmp_path, one)) == {"a", "b"} and not known_rows(tmp_path, two)
+    Rows(tmp_path, one, (3, 3)).add({"case": "b", "dsc/liver": 0.125})
+    assert known_rows(tmp_path, one, lambda row: row["dsc/liver"] > 0.2)["b"]["dsc/liver"] == 0.25
+    Rows(tmp_path, two)
+    assert set(known_rows(tmp_path, one)) == {"b"}
+    assert json.loads((tmp_path / "rows.jsonl").read_text()) == two
+
+
+def copied(run: Path, to: Path) -> Path:
+    """The run without what was scored."""
+    shutil.copytree(run, to, ignore=shutil.ignore_patterns("evaluation*", "wandb"))
+    return to
+
+
+@pytest.mark.parametrize("slices", [2, 3])
+def test_slices_share_the_cases(run: Path, slices: int, tmp_path: Path) -> None:
+    """Each scores a part, none a case twice; only the last writes tables, equal to those of one that did it all."""
+    there = copied(run, tmp_path / "r")
+    scored: list[str] = []
+    for number in range(1, slices + 1):
+        assert not list(there.glob("evaluation/*/cases.parquet"))
+        rows = evaluate_on(Order(there), 1, (number, slices), lambda done, total, row: scored.append(row["case"]))
+        assert (rows is None) == (number < slices)
+    assert sorted(scored) == sorted(set(scored)) and len(scored) == 4
+    for split in ("val_seen", "held_out"):
+        pd.testing.assert_frame_equal(*(pd.read_parquet(r / "evaluation" / split / "cases.parquet") for r in (there, run)))
+        pictures = [{path.name for path in (r / "evaluation" / split / "worst").iterdir()} for r in (there, run)]
+        assert pictures[0] == pictures[1] and pictures[0]
+
+
+def test_processes_of_one_machine_share_them(run: Path, tmp_path: Path) -> None:
+    """Two real processes. A damaged case ends its own, which is said; the other's are kept, and the table is the same then."""
+    there = copied(run, tmp_path / "r")
+    shutil.copytree(store_of(run).path, tmp_path / "store")
+    text = (there / "config.yaml").read_text().replace(str(store_of(run).path), str(tmp_path / "store"))
+    (there / "config.yaml").write_text(text)
+    order, store = Order(there, ("held_out",)), open_store(tmp_path / "store")
+    first, second = open_evaluation(order).cases("held_out")
+    path, told = store.case_path(second), list[tuple[int, int]]()
+    whole = path.read_bytes()
+    data, offset = bytearray(whole), store.value(second, "image_offset") + 9
+    data[offset] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=f"case {second}, array image"):
+        evaluate_on(order, 2, on_case=lambda done, total: told.append((done, total)))
+    assert told[-1] == (1, 2)
+    assert set(open_evaluation(order).known("held_out")) == {first}
+    path.write_bytes(whole)
+    pd.testing.assert_frame_equal(evaluate_on(order), pd.read_parquet(run / "evaluation" / "held_out" / "cases.parquet"))
+
+
+def test_mirroring_is_another_evaluation(run: Path, tmp_path: Path) -> None:
+    """Rows scored without are not taken for rows with; the numbers differ."""
+    there = copied(run, tmp_path / "r")
+    plain, mirrored = (evaluate_on(Order(there, ("held_out",), mirror=mirror), 1) for mirror in (False, True))
+    assert (plain["lesion_max_logit"] != mirrored["lesion_max_logit"]).all()
+
+
+def test_rows_have_what_detection_needs(run: Path) -> None:
+    """The greatest logit, volumes in mm3 and voxels, and components with their logits, as every preset reads them."""
+    rows = pd.concat([pd.read_parquet(run / "evaluation" / split / "cases.parquet") for split in ("val_seen", "held_out")])
+    rows = rows.reset_index(drop=True)
+    assert (rows["status"] == "scored").all() and (rows["failure"] == "").all() and np.isfinite(rows["lesion_max_logit"]).all()
+    lesion = rows["predicted_voxels/pancreatic_lesion"]
+    assert (rows["predicted_mm3/pancreatic_lesion"] == 2.0 * lesion).all()
+    assert ((rows["lesion_max_logit"] > 0) == (lesion > 0)).all()
+    strongest = rows["lesion_component_logits"].map(lambda logits: max(logits, default=np.nan))
+    np.testing.assert_allclose(strongest[lesion > 0], rows.loc[lesion > 0, "lesion_max_logit"])
+    assert len(froc(rows)) >= 1 and component_wise(rows)["failures"] == 0
+
+
+def written(run: Path, to: Path, flipped: bool = False) -> Path:
+    """The reference of every held-out case as predictions, with `flipped` in another orientation, which the affine says."""
+    store = store_of(run)
+    for case in open_evaluation(Order(run, ("held_out",))).cases("held_out"):
+        codes = store.read_patch(case, (0, 0, 0), store.shape_zyx(case))[1]
+        affine = np.array(store.value(case, "source_affine")).reshape(4, 4)
+        masks = {"liver": codes == 1, "pancreas": codes >= 2, "pancreatic_lesion": codes == 3}
+        for name, mask in masks.items():
+            array = nifti.original(mask, affine).astype(np.uint8)
+            if flipped:
+                last = np.diag([1.0, -1, 1, 1])
+                last[1, 3] = array.shape[1] - 1
+                nifti.write(to / case / f"{name}.nii.gz", array[:, ::-1].transpose(2, 0, 1), (affine @ last)[:, [2, 0, 1, 3]])
+            else:
+                nifti.write(to / case / "segmentations" / f"{name}.nii.gz", array, affine)
+    return to
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_masks_of_another_system_are_scored(run: Path, tmp_path: Path, flipped: bool) -> None:
+    """The reference itself as prediction, in either layout, as it lies or turned: Dice 1 wherever there is any."""
+    folder = written(run, tmp_path / "theirs", flipped)
+    rows = evaluate_on(Order(run, ("held_out",), folder))
+    assert (rows["status"] == "scored").all() and len(rows) == 2
+    assert (rows["dsc/liver"] == 1).all() and (rows["dsc/pancreas"] == 1).all()
+    present = rows["lesion_present"].astype(bool)
+    assert (rows.loc[present, "dsc/pancreatic_lesion"] == 1).all() and (rows["lesion_predicted"] == present).all()
+    assert (run / "evaluation-theirs" / "held_out" / "cases.parquet").is_file()
+
+
+def test_a_case_without_prediction_is_a_failure(run: Path, tmp_path: Path) -> None:
+    """A miss with a lesion, a false alarm without, Dice 0, said with the reason; scored anew once the files are there."""
+    folder = written(run, tmp_path / "theirs")
+    store = store_of(run)
+    present = {path.name: store.voxels(path.name).get("pancreatic_lesion", 0) > 0 for path in folder.iterdir()}
+    lost, healthy = sorted(present, key=lambda case: not present[case])
+    assert present == {lost: True, healthy: False}
+    shutil.move(folder / lost, tmp_path / lost)
+    rows = evaluate_on(Order(run, ("held_out",), folder))
+    assert failure_lines(rows)[0] == f"{lost}: no prediction"
+    rows = rows.set_index("case")
+    assert rows["status"].to_dict() == {lost: "no prediction", healthy: "scored"}
+    assert rows.loc[lost, ["dsc/liver", "dsc/pancreatic_lesion", "lesion_components_hit"]].tolist() == [0, 0, 0]
+    assert rows.loc[lost, "lesion_predicted"] == False and np.isnan(rows.loc[lost, "predicted_mm3/liver"])  # noqa: E712
+    shutil.move(tmp_path / lost, folder / lost)
+    (folder / healthy / "segmentations" / "pancreas.nii.gz").unlink()
+    rows = evaluate_on(Order(run, ("held_out",), folder)).set_index("case")
+    assert rows["failure"].to_dict() == {lost: "", healthy: "no pancreas.nii.gz, which other cases have"}
+    assert rows["lesion_predicted"].all()
+    found = pants_nnunet_volume(rows.reset_index(), draws=20)
+    assert (found["failures"], found["sensitivity"], found["specificity"]) == (1, 1, 0)
+
+
+def test_the_verb_says_what_failed_and_what_is_next(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """A slice waits for the others; who is through last names the failures and the report."""
+    folder = written(run, tmp_path / "said")
+    case = sorted(path.name for path in folder.iterdir())[0]
+    (folder / case / "segmentations" / "liver.nii.gz").write_bytes(b"")
+    words = ["evaluate", str(run), "--split", "held_out", "--predictions", str(folder), "--slice"]
+    assert cli.main([*words, "1/2"]) == 0
+    assert capsys.readouterr().out.startswith("Next: the other slices")
+    assert cli.main([*words, "2/2"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"{case}: liver.nii.gz: empty file (0 bytes)" and said[1].startswith("1 of 2 cases have no prediction")
+    assert said[-1] == f"Next: open {run / 'evaluation-said' / 'report.html'}"
+
+
+SPOILT = {
+    "shape": (lambda array, affine: (array[:-1], affine), "voxels (z, y, x), the scan has"),
+    "place": (lambda array, affine: (array, affine + [[0, 0, 0, 5], [0] * 4, [0] * 4, [0] * 4]), "5.0 mm away from the scan"),
+}
+
+
+@pytest.mark.parametrize("what", SPOILT)
+def test_a_mask_of_another_grid_is_a_failure(run: Path, tmp_path: Path, what: str) -> None:
+    """Another shape, or another place in the patient: the file and what is wrong with it are named."""
+    folder, (spoil, says) = written(run, tmp_path / "theirs"), SPOILT[what]
+    case = sorted(path.name for path in folder.iterdir())[0]
+    path = folder / case / "segmentations" / "pancreas.nii.gz"
+    volume = nifti.read(path)
+    array, affine = spoil(volume.array_ijk, volume.affine)
+    nifti.write(path, array.astype(np.uint8), affine)
+    rows = evaluate_on(Order(run, ("held_out",), folder)).set_index("case")
+    assert (rows["status"] == "no prediction").sum() == 1
+    assert rows.loc[case, "failure"].startswith("pancreas.nii.gz: ") and says in rows.loc[case, "failure"]
+
+
+def test_predictions_of_nothing_are_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """A folder without any mask of these cases says where they are to lie."""
+    assert cli.main(["evaluate", str(run), "--predictions", str(tmp_path)]) == 2
+    assert "segmentations/liver.nii.gz" in capsys.readouterr().err
 
 
 def test_the_validation_sample_is_fixed_and_spread_over_centers(run: Path) -> None:
     """The cases scored during training are the same each time, and take each center in turn."""
-    settings, _ = open_run(run)
-    store = open_store(settings.data.store)
+    settings, store = open_run(run)[1], store_of(run)
     splits = splits_of(store, settings.data)
     cases = validation_cases(store, settings, splits)
     assert cases == validation_cases(store, settings, splits)
@@ -101,12 +271,3 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("data: {store: s}\n")
     with pytest.raises(UserError, match='no checkpoint yet; run "pants-dist train'):
         evaluate(tmp_path)
-
-
-def test_windows_cover_cases_smaller_than_a_patch(run: Path) -> None:
-    """A case shorter than the patch is predicted on its own grid."""
-    settings, checkpoint = open_run(run)
-    with torch.no_grad():
-        model, _ = load_model(checkpoint, settings, open_store(settings.data.store))
-        logits = predict(model, np.zeros((5, 40, 20), np.int16), settings, (1.0, 1.0, 1.0))
-    assert logits.shape == (3, 5, 40, 20)

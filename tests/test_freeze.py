@@ -187,7 +187,7 @@ def test_the_verb_freezes_and_a_run_trains_on_it(store: Path, tmp_path: Path, ca
     plans = [plan_of(open_store(store), chosen) for chosen in (settings, drawn)]
     assert plans[0].cases == plans[1].cases and len(plans[0].cases) == 6
     digest = read_split(path)["digest"]
-    assert facts_of(settings, "")["Frozen split"] == f"ood-v1.json, digest {digest[:12]}"
+    assert facts_of(settings)["Frozen split"] == f"ood-v1.json, digest {digest[:12]}"
     assert said[-2] == f"digest     {digest}" and read_split(path)["store"]["digest"] == open_store(store).digest
 
 

@@ -9,8 +9,8 @@ from small import make_store
 
 from pants_dist import config
 from pants_dist.errors import UserError
-from pants_dist.evaluate import predict
 from pants_dist.geometry import Geometry
+from pants_dist.inference import logits_of
 from pants_dist.loader import Reader
 from pants_dist.model import Intensity, Segmenter
 from pants_dist.plan import Plan
@@ -86,7 +86,7 @@ def test_logits_come_back_to_the_grid_of_the_scan(store: Store, spacing: str) ->
     module.forward = lambda hu: hu.repeat(1, 3, 1, 1, 1)  # type: ignore[method-assign]
     z, y, x = np.indices((20, 30, 40))
     ramp = (10 * z + 3 * y - 2 * x).astype(np.int16)
-    logits = predict(module, ramp, wanted, (2.0, 1.0, 1.5))
+    logits = torch.cat(list(logits_of([module], ramp, (2.0, 1.0, 1.5))), 1)
     assert logits.shape == (3, 20, 30, 40)
     inner = (slice(3, -3),) * 3
     assert np.abs(logits[1].numpy() - ramp)[inner].max() < 0.5

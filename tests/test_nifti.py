@@ -195,6 +195,7 @@ def test_canonical_is_ras_and_undone_by_original(order: list[str], signs: tuple[
     matrix[0] += tilt * matrix[1]
     affine = nibabel.affines.from_matvec(matrix, [5, 6, 7])
     expected = nibabel.as_closest_canonical(nibabel.Nifti1Image(CT, affine))
+    np.testing.assert_allclose(nifti.canonical_affine(CT.shape, affine), expected.affine[:, [2, 1, 0, 3]], atol=1e-9)
     view = nifti.canonical(CT, affine)
     assert np.array_equal(view, np.asanyarray(expected.dataobj).T) and np.shares_memory(view, CT)
     assert np.array_equal(nifti.original(view, affine), CT)

@@ -15,6 +15,7 @@ from pants_dist.targets import (
     PAINT_ORDER,
     PredictedMasks,
     Target,
+    decided,
     finished,
     holding,
     known,
@@ -220,7 +221,7 @@ def test_the_painted_pancreas_comes_back_as_a_union(seed: int) -> None:
     target = target_of("all_28")
     palette, codes, masks = overlapping(seed)
     logits = torch.from_numpy(table(target, palette, NAMES)[codes]).movedim(-1, 0)[:-1]
-    predicted = PredictedMasks(target, logits)
+    predicted = PredictedMasks(target, decided(target, logits))
     above = {
         "veins",
         "adrenal_gland_left",
@@ -242,7 +243,8 @@ def test_the_painted_pancreas_comes_back_as_a_union(seed: int) -> None:
 def test_predicted_masks_of_two_class() -> None:
     """The lesion is pancreas too. Structures come in the target's order, without the background."""
     logits = torch.tensor([[3.0, 0, 0, 1], [1, 2, 0, 1], [0, 0, 5, 0]]).reshape(3, 1, 1, 4)
-    masks = PredictedMasks(target_of("two_class"), logits)
+    target = target_of("two_class")
+    masks = PredictedMasks(target, decided(target, logits))
     assert list(masks) == ["pancreas", "pancreatic_lesion"] and len(masks) == 2
     assert masks["pancreas"].tolist() == [[[False, True, True, False]]]
     assert masks["pancreatic_lesion"].tolist() == [[[False, False, True, False]]]
@@ -254,10 +256,22 @@ def test_predicted_masks_of_two_class() -> None:
 def test_predicted_masks_of_regions() -> None:
     """Each by its own logit, above 0, whatever the others say."""
     logits = torch.tensor([[0.0, 0.1, -1], [2, -2, 0]]).reshape(2, 1, 1, 3)
-    masks = PredictedMasks(target_of("regions", ("pancreas", "pancreatic_lesion")), logits)
+    target = target_of("regions", ("pancreas", "pancreatic_lesion"))
+    masks = PredictedMasks(target, decided(target, logits))
     assert masks["pancreas"].tolist() == [[[False, True, False]]]
     assert masks["pancreatic_lesion"].tolist() == [[[True, False, False]]]
     assert all(mask.dtype == bool for mask in masks.values())
+
+
+def test_more_regions_than_a_byte_has_bits() -> None:
+    """Eleven structures, each with its own random voxels."""
+    names = PANTS[:11]
+    target = target_of("regions", names)
+    logits = torch.randn(11, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    decisions = decided(target, logits)
+    assert decisions.shape == (2, 3, 4, 5) and decisions.dtype == np.uint8
+    for name, mask in PredictedMasks(target, decisions).items():
+        np.testing.assert_array_equal(mask, logits[names.index(name)] > 0)
 
 
 def test_log_odds_are_those_of_the_probability() -> None:

@@ -1,0 +1,86 @@
+"""Masks that another system wrote, case by case: found, checked against the scan's grid, and turned into its order."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from conversion import nifti
+from conversion.nifti import BadImage
+from conversion.reading import binary
+from pants_dist.errors import UserError
+from pants_dist.store import Store
+from pants_dist.targets import Masks
+
+LARGEST_SHIFT = 0.1  # of a voxel's edge, at any corner: writers round affines
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A folder with DIR/<case>/segmentations/<structure>.nii.gz, or without the folder between, and what it is scored on."""
+
+    folder: Path
+    structures: tuple[str, ...]
+
+    def files(self, case: str) -> dict[str, Path]:
+        """The case's files by structure; one that is not there is left out."""
+        folders = self.folder / case, self.folder / case / "segmentations"
+        paths = {name: [folder / f"{name}.nii.gz" for folder in folders] for name in self.structures}
+        return {name: path for name, both in paths.items() for path in both if path.is_file()}
+
+    def state(self, case: str) -> str:
+        """Digest of the names, sizes and times of the case's files: other files are scored anew."""
+        facts = [(name, path.stat().st_size, path.stat().st_mtime_ns) for name, path in self.files(case).items()]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+    def masks(self, store: Store, case: str) -> Masks:
+        """The case's masks in the store's grid (z, y, x), each read when it is asked for.
+
+        Raises BadImage, which says why, where a file is missing; a mask does when it cannot be read, or is of another grid.
+        """
+        files = self.files(case)
+        if not files:
+            raise BadImage("no prediction")
+        if missing := [name for name in self.structures if name not in files]:
+            raise BadImage(f"no {missing[0]}.nii.gz, which other cases have")
+        return Masks(self.structures, lambda name: read_mask(files[name], store, case))
+
+
+def open_predictions(folder: Path, wanted: Sequence[str], cases: Sequence[str]) -> Predictions:
+    """Predictions of those of the `wanted` structures that any of these cases has. Raises UserError where there are none."""
+    everything = Predictions(folder, tuple(wanted))
+    found = {name for case in cases for name in everything.files(case)}
+    if not found:
+        raise UserError(
+            f"--predictions {folder}: no masks of {', '.join(wanted[:3])}, ... of any of the {len(cases):,} cases; they are to "
+            f"lie like {Path(cases[0]) / 'segmentations' / f'{wanted[0]}.nii.gz'}"
+        )
+    return Predictions(folder, tuple(name for name in wanted if name in found))
+
+
+def read_mask(path: Path, store: Store, case: str) -> np.ndarray:
+    """A mask (z, y, x), bool, on the case's grid, whichever way its axes run. Raises BadImage, naming the file."""
+    try:
+        volume = nifti.read(path, scaled=False)
+        flat, inside = binary(volume, volume.array_ijk.shape)
+        mask = nifti.canonical(inside[flat].reshape(volume.array_ijk.shape, order="F"), volume.affine)
+        _check_grid(mask.shape, nifti.canonical_affine(volume.array_ijk.shape, volume.affine), store, case)
+    except BadImage as error:
+        raise BadImage(error.reason, path.name) from error
+    return np.ascontiguousarray(mask)
+
+
+def _check_grid(shape_zyx: tuple[int, ...], affine_zyx: np.ndarray, store: Store, case: str) -> None:
+    """Raises BadImage where a mask has not the scan's voxels, or they lie elsewhere in the patient."""
+    shape = store.shape_zyx(case)
+    if shape_zyx != shape:
+        raise BadImage(f"{' x '.join(map(str, shape_zyx))} voxels (z, y, x), the scan has {' x '.join(map(str, shape))}")
+    source = np.array(store.value(case, "source_affine")).reshape(4, 4)
+    difference = affine_zyx - nifti.canonical_affine(tuple(store.value(case, "source_shape_ijk")), source)
+    corners = np.stack(np.meshgrid(*((0, length - 1) for length in shape), indexing="ij")).reshape(3, -1)
+    apart = np.linalg.norm(difference[:3, :3] @ corners + difference[:3, 3:], axis=0).max()
+    if apart > LARGEST_SHIFT * min(store.spacing_mm_zyx(case)):
+        raise BadImage(f"lies up to {apart:.1f} mm away from the scan: write masks with the scan's affine")
