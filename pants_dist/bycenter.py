@@ -136,25 +136,26 @@ def gap_table(rows: pd.DataFrame, structures: Sequence[str], analysis: Analysis)
     return pd.DataFrame(table)
 
 
-def spread_table(rows: pd.DataFrame, structures: Sequence[str]) -> pd.DataFrame:
-    """Mean over centers with its interval and that for a new center, the worst center, the 10th percentile of cases.
+def spread_tables(rows: pd.DataFrame, structures: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Two tables, a line a score and side (seen, held-out, or all if unknown): the spread of centers, and the worst one.
 
-    Random effects by REML with Hartung-Knapp; the worst center shrunken, beside the worst of as many equal centers by
-    chance (`gaps.random_effects`, `gaps.worst_center`). A line a score and side: seen, held-out, or all if unknown.
+    Spread: mean over centers by random effects (REML, Hartung-Knapp) with its interval, where a new center's mean is
+    expected, tau, and the 10th percentile of cases. Worst: as observed and shrunken, beside the worst of as many equal
+    centers by chance (`gaps.random_effects`, `gaps.worst_center`).
     """
-    table = []
+    spread, worst = [], []
     for column in _scored(rows, structures):
         for side, part in sides(rows):
             means = center_estimates(part[column], part["center"].tolist(), patients_of(part))
             overall = random_effects(means["mean"], means["variance"])
-            row: dict[str, Any] = {"score": column, "centers": f"{overall.centers} {side}".strip()}
-            row |= {"mean": overall.mean, "mean/low": overall.low, "mean/high": overall.high}
+            head = {"score": column, "centers": f"{overall.centers} {side}".strip()}
+            row: dict[str, Any] = {"mean": overall.mean, "mean/low": overall.low, "mean/high": overall.high}
             row |= {"new center from": overall.prediction_low, "new center to": overall.prediction_high}
             row["tau"] = float(np.sqrt(overall.tau2))
-            row |= _worst(means)
-            row["10th percentile of cases"] = float(np.nanquantile(as_floats(part[column]), 0.1))
-            table.append(row)
-    return pd.DataFrame(table)
+            row["10th percentile of cases"] = float(part[column].astype(float).quantile(0.1))
+            spread.append(head | row)
+            worst.append(head | _worst(means))
+    return pd.DataFrame(spread), pd.DataFrame(worst)
 
 
 def _worst(means: pd.DataFrame) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def significance_plot(table: pd.DataFrame, models: Sequence[str]) -> Figure:
             p_values[i, j] = p_values[j, i] = row["p_adjusted"]
         figure, axes = _axes(2.6 + 0.9 * size, 1.6 + 0.6 * size)
         most = max(float(np.nanmax(np.abs(better), initial=0.0)), 1e-6)
-        axes.imshow(better, cmap="PuOr_r", vmin=-1.6 * most, vmax=1.6 * most, aspect="auto")
+        axes.imshow(better, cmap="PuOr_r", vmin=-2 * most, vmax=2 * most, aspect="auto")
         for i, j in zip(*np.nonzero(~np.isnan(better)), strict=True):
             firm = p_values[i, j] < 0.05
             text = f"{100 * better[i, j]:+.1f}\np {_p(p_values[i, j])}"

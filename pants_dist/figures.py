@@ -30,18 +30,18 @@ class Picture(NamedTuple):
     figure: Figure
 
 
-def of_centers(rows: pd.DataFrame, centers: pd.DataFrame, structures: Sequence[str]) -> list[Picture]:
-    """The figures of Dice by center: each center, seen against held-out where that is known, and the funnel."""
+def of_centers(rows: pd.DataFrame, centers: pd.DataFrame, structures: Sequence[str], by: str = "center") -> list[Picture]:
+    """The figures of Dice by center (or what else groups are): each, seen against held-out where known, and the funnel."""
     scored = next((name for name in structures if centers[f"dsc/{name}"].notna().any()), structures[0])
     with rc_context(STYLE):
         pictures = [
-            Picture("centers", f"Dice of {scored} by center", "Mean of each center with its 95 % interval where there are "
+            Picture("centers", f"Dice of {scored} by {by}", f"Mean of each {by} with its 95 % interval where there are "
                     f"{FEWEST} cases or more; dots are cases. Hollow: fewer than {FEWEST} cases.",
                     dot_plot(rows, centers, scored)),
             Picture("gap", "Seen and held-out, by structure", "Mean over centers; the number is the gap in Dice points.",
                     gap_plot(centers, structures)),
-            Picture("funnel", "Low score or small center?", f"Dice of {scored} against cases in the center; the lines hold "
-                    "95 % and 99.8 % of centers that differ by chance alone.", funnel_plot(rows, centers, scored)),
+            Picture("funnel", f"Low score or small {by}?", f"Dice of {scored} against cases of the {by}; the lines hold "
+                    "95 % and 99.8 % of those that differ by chance alone.", funnel_plot(rows, centers, scored)),
         ]  # fmt: skip
     return [picture for picture in pictures if picture.name != "gap" or centers["seen"].notna().any()]
 
@@ -131,7 +131,7 @@ def funnel_plot(rows: pd.DataFrame, centers: pd.DataFrame, structure: str) -> Fi
     axes.set_xticks([n for n in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000) if n <= most])
     axes.xaxis.set_major_formatter(FormatStrFormatter("%d"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("cases in the center")
+    axes.set_xlabel("cases")
     axes.set_ylabel("Dice")
     axes.set_ylim(-0.02, 1.02)
     return figure

@@ -154,7 +154,7 @@ def write_report(
         memorised=set(rows["split"]) == {"train"}, headings=[SHORT.get(name, name) for name in names],
         centers=[_cells(row, names) for row in centers.to_dict("records")],
         cases=[_case_cells(row, names) for row in rows.sort_values("case").to_dict("records")],
-        figures=[_inlined_figure(picture) for picture in figures.of_centers(rows, centers, names)],
+        figures=[_inlined_figure(picture) for picture in figures.of_centers(rows, centers, names, by)],
         sections=[_section(section) for section in sections], checks=checks,
         pictures=[_inlined(path) for path in pictures],
     )  # fmt: skip
@@ -193,7 +193,8 @@ def _cards(rows: pd.DataFrame, names: Sequence[str]) -> list[tuple[str, str, str
 
 def _cells(row: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     scores = [(_number(row[f"dsc/{name}"]), _with_interval(row, f"dsc/{name}")[4:]) for name in names]
-    return {"name": row["center"], "kind": _kind(row["seen"]), "n": row["n"], "positives": row["positives"], "scores": scores,
+    positives = row["positives"] if row["sensitivity/n"] + row["specificity/n"] else ""
+    return {"name": row["center"], "kind": _kind(row["seen"]), "n": row["n"], "positives": positives, "scores": scores,
             "shares": _shares(row)}  # fmt: skip
 
 

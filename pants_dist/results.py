@@ -61,14 +61,15 @@ def report_results(
     out.mkdir(parents=True, exist_ok=True)
     changed = keep_analysis(out, plan)
     found.facts["Analysis"] = plan.digest[:12] + (f", changed from {changed[:12]} of the report before" if changed else "")
-    _write_files(out, found, structures, plan, parts)
+    _write_files(out, found, plan, by, parts)
     checks = checklist(rows, len(found.models), plan, declared=analysis is not None)
     write_report(out, rows, structures, found.facts, found.pictures[:SHOWN_PICTURES], by, parts, checks)
     return rows
 
 
-def _write_files(out: Path, found: Results, structures: Sequence[str], plan: Analysis, parts: Sequence[Section]) -> None:
+def _write_files(out: Path, found: Results, plan: Analysis, by: str, parts: Sequence[Section]) -> None:
     """Tables as CSV, Markdown and LaTeX, figures as SVG and PNG; of further models the tables by group."""
+    structures = structures_of(found.rows)
     centers = full_center_table(found.rows, structures, plan)
     tables.write_table(out, "centers", centers)
     tables.write_table(out, "worst_cases", worst_cases(found.rows, structures, plan))
@@ -78,7 +79,7 @@ def _write_files(out: Path, found: Results, structures: Sequence[str], plan: Ana
         (out / name).mkdir(exist_ok=True)
         tables.write_table(out / name, "groups", group_table(rows, structures_of(rows)))
     pictures = [picture for part in parts for picture in part.pictures]
-    for picture in (*of_centers(found.rows, centers, shown_structures(structures)), *pictures):
+    for picture in (*of_centers(found.rows, centers, shown_structures(structures), by), *pictures):
         write_picture(out, picture)
 
 
@@ -98,7 +99,10 @@ def read_results(results: Sequence[Path], metadata: Path | None, group: str | No
         found.models[name] = _grouped(rows, group, result, plan)
         if len(found.models) == 1:
             found.pictures = [picture for path in files for picture in sorted((path.parent / "worst").glob("*.png"))]
-    found.facts = {"Rows": _listed(results), **({"Metadata": str(metadata)} if metadata else {}), **found.facts}
+    found.facts = {"Rows": _listed([path for result in results for path in tables_of(result)]), **({"Metadata": str(metadata)} if metadata else {}), **found.facts}
+    if len(found.models) > 1:
+        first, *others = found.models
+        found.facts["Report on"] = f"{first}, compared with {listing(others)}"
     _check_models(found, plan)
     return found
 

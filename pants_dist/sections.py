@@ -10,13 +10,16 @@ from pants_dist import bycenter, comparisons, curves, shortcuts
 from pants_dist.cases import UNKNOWN
 from pants_dist.detection import amounts_of, detection_table, truth_of
 from pants_dist.figures import Picture
+from pants_dist.metrics import DEFAULT_TOLERANCE_MM
 from pants_dist.protocol import Analysis
-from pants_dist.report import patients_of
+from pants_dist.report import center_table, patients_of
 from pants_dist.roc import clustered_difference
 from pants_dist.stats import as_floats, mcnemar
 from pants_dist.structures import LESION
 
 WORST = 50  # rows of worst_cases.csv
+DETECTION = ("auc", "sensitivity", "specificity", "tuned_sensitivity", "tuned_specificity", "component_sensitivity")
+CALIBRATION = ("calibration_intercept", "calibration_slope", "brier")
 MOST_GROUPS = 12  # above so many, pairs of groups go to the files only
 
 
@@ -64,12 +67,21 @@ def _groups(rows: pd.DataFrame, structures: Sequence[str], analysis: Analysis, b
         remark if test.p == test.p else f"One {by} alone has a {primary}: nothing to compare.",
         [("groups", f"Dice by {by}", bycenter.group_table(rows, structures)), ("pairs", f"{primary} of pairs", pairs)],
     )
+    if surface := [name for name in structures if f"nsd/{name}" in rows and rows[f"nsd/{name}"].notna().any()]:
+        section.tables.append(_surface(rows, surface, analysis, by))
     section.hidden = {"groups"} | ({"pairs"} if test.groups > MOST_GROUPS or pairs.empty else set())
     if test.groups:
         caption = "Median and quartiles; whiskers to the 5th and 95th percentile of cases."
         picture = Picture("boxes", f"{primary} by {by}", caption, curves.box_plot(values, groups, primary))
         section.pictures.append(picture)
     return section
+
+
+def _surface(rows: pd.DataFrame, names: list[str], analysis: Analysis, by: str) -> tuple[str, str, pd.DataFrame]:
+    centers = center_table(rows, names)
+    within = ", ".join(f"{name} {analysis.tolerances_mm.get(name, DEFAULT_TOLERANCE_MM):g}" for name in names)
+    table = _with_intervals(centers.rename(columns={"center": by}), [by, "n", *(f"nsd/{name}" for name in names)])
+    return "surface_dice", f"Surface Dice by {by} (tolerance in mm as declared: {within})", table
 
 
 def primary_of(rows: pd.DataFrame, structures: Sequence[str], analysis: Analysis) -> str:
@@ -80,17 +92,20 @@ def primary_of(rows: pd.DataFrame, structures: Sequence[str], analysis: Analysis
 
 def _across(rows: pd.DataFrame, structures: Sequence[str], analysis: Analysis) -> Section:
     remark = (
-        "The unit is the center; pools and unknown ones are left out here. The gap is descriptive: mean of seen centers less mean of held-out ones, by Welch's t below "
-        "20 centers a side, else by a bootstrap of centers and then patients. Spread by random effects (REML, Hartung-Knapp); "
-        '"new center": where the mean of one more center is expected. The worst center is drawn towards the others as its '
-        '"shrunken" estimate; "by chance" is what the worst of as many equal centers would show.'
+        "The unit is the center; pools and unknown ones are left out here. The gap is descriptive: mean of seen centers less "
+        "mean of held-out ones, by Welch's t below 20 centers a side, else by a bootstrap of centers and then patients. "
+        'Spread by random effects (REML, Hartung-Knapp); "new center": where the mean of one more center is expected. The '
+        'worst center is drawn towards the others as its "shrunken" estimate; "by chance" is what the worst of as many equal '
+        "centers would show."
     )
     rows = rows[~rows["center_kind"].isin(["pool", UNKNOWN]) & (rows["center"] != UNKNOWN)]
     if rows.empty:
         return Section("What the centers say together", "No case is from a center that is known.")
     gap = bycenter.gap_table(rows, structures, analysis)
     tables = [("gap", "Seen less held-out", gap)] if not gap.empty and (gap["method"] != "none").any() else []
-    tables.append(("spread", "Mean, new center and worst center", bycenter.spread_table(rows, structures)))
+    spread, worst = bycenter.spread_tables(rows, structures)
+    tables.append(("spread", "Mean over centers, and where a new one is expected", spread))
+    tables.append(("worst_center", "Worst center", worst))
     return Section("What the centers say together", remark, tables)
 
 
@@ -99,17 +114,16 @@ def _detection(rows: pd.DataFrame, structures: Sequence[str], analysis: Analysis
     assert truth and score
     centers = bycenter.full_center_table(rows, structures, analysis)
     remark = (
-        f"Truth by {truth}, score {score}. {bycenter.aucs_left(centers)} An AUC over all cases also rewards knowing the "
-        "center, so it stands beside shortcuts that never look at the scan; within centers each case with a lesion is "
-        f"compared with the others of its own center only. tuned_*: at the threshold with specificity "
-        f"{analysis.specificity:.2f} on seen tuning cases, carried over."
+        f"Truth by {truth}, score {score}; a patient is positive above {analysis.lesion_voxels} predicted voxels. "
+        f"{bycenter.aucs_left(centers)} An AUC over all cases also rewards knowing the center, so it stands beside shortcuts "
+        "that never look at the scan; within centers each case with a lesion is compared with the others of its own center "
+        f"only. tuned_*: at the threshold with specificity {analysis.specificity:.2f} on seen tuning cases, carried over."
     )
-    names = ["center", "seen", "n", "positives", "sensitivity", "specificity", "tuned_sensitivity", "tuned_specificity"]
-    names += ["component_sensitivity", "auc", "calibration_intercept", "calibration_slope", "brier"]
-    wanted = [name for name in centers if name.removesuffix("/low").removesuffix("/high") in names]
+    marked = _auc_marked(centers).rename(columns={"center": by})
     tables = [
         ("shortcuts", "AUC of the model and of shortcuts", shortcuts.auc_table(rows, analysis)),
-        ("detection_centers", f"Detection by {by}", _auc_marked(centers)[wanted].rename(columns={"center": by})),
+        ("detection", f"Detection by {by}", _with_intervals(marked, [by, "set", "positives", *DETECTION])),
+        ("calibration_table", f"Calibration by {by}", _with_intervals(marked, [by, "set", "n", *CALIBRATION])),
         ("auc_weights", "Weight of each center in the AUC within centers", shortcuts.weight_table(rows, analysis)),
     ]
     if _presets_apply(rows):
@@ -120,10 +134,15 @@ def _detection(rows: pd.DataFrame, structures: Sequence[str], analysis: Analysis
 
 
 def _auc_marked(centers: pd.DataFrame) -> pd.DataFrame:
-    """The AUC of centers below 20 and 20 as text with a hollow mark."""
+    """Centers with a hollow mark where their AUC rests on less than 20 and 20."""
     hollow = centers["auc"].notna() & ~centers["auc/firm"].astype(bool)
     names = centers["center"].where(~hollow, centers["center"] + " ○")
-    return centers.assign(center=names)
+    return centers.assign(center=names, set=centers["seen"].map({True: "seen", False: "held-out"}).fillna(""))
+
+
+def _with_intervals(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """These columns, as far as they are there, each followed by its limits."""
+    return table[[column for name in names for column in (name, f"{name}/low", f"{name}/high") if column in table]]
 
 
 def _presets_apply(rows: pd.DataFrame) -> bool:
@@ -132,7 +151,8 @@ def _presets_apply(rows: pd.DataFrame) -> bool:
 
 def _curves(rows: pd.DataFrame, truth: str, score: str) -> list[Picture]:
     present = truth_of(rows, truth)
-    amounts = {name: amounts_of(rows, name, present) for name in bycenter.SCORES if name in rows and rows[name].notna().any()}
+    known = [name for name in bycenter.SCORES if name in rows and rows[name].notna().any()]
+    amounts = {name: amounts_of(rows, name, present) for name in known[:2]}
     pictures = []
     if 0 < np.nansum(present) < (~np.isnan(present)).sum():
         caption = f"All cases pooled, truth by {truth}."
@@ -157,10 +177,10 @@ def _models(models: Mapping[str, pd.DataFrame], structures: Sequence[str], analy
     given = {"centers": first["center"].tolist(), "clusters": patients_of(first), "draws": analysis.draws}
     scores = {name: table[primary].to_numpy() for name, table in tables.items() if primary in table}
     pairs = comparisons.compare_models(scores, **given, adjust=analysis.adjust, seed=analysis.seed)
-    pairs = declared(pairs, analysis)
+    pairs = declared(pairs, analysis).rename(columns={"low": "difference/low", "high": "difference/high"})
     remark = (
         f"{primary} on the {len(common):,} cases that all {len(models)} models have, two-sided, paired, clustered by center, "
-        f"adjusted over {len(pairs)} declared pairs ({analysis.adjust}). Rows of the matrix less columns, in points. "
+        f"adjusted over all declared pairs, {len(pairs)} ({analysis.adjust}). Rows of the matrix less columns, in points. "
         "Touchstone's one-sided Wilcoxon test with Holm stands beside it for comparison: it takes cases as independent."
     )
     found = [("comparisons", "Pairs of models", pairs)]

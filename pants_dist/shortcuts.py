@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pants_dist.bycenter import score_known, truth_known
+from pants_dist.bycenter import FEWEST_FOR_AN_AUC, score_known, truth_known
 from pants_dist.detection import amounts_of, truth_of
 from pants_dist.protocol import Analysis
 from pants_dist.report import patients_of
@@ -58,14 +58,16 @@ def _line(name: str, present: np.ndarray, score: np.ndarray, centers: list[str],
 
 
 def weight_table(rows: pd.DataFrame, analysis: Analysis) -> pd.DataFrame:
-    """Each center's AUC and its share of the weight in the model's AUC within centers; largest first."""
+    """Each center's AUC (NaN below 10 and 10) and its weight in the model's AUC within centers; largest first."""
     truth, column = truth_known(rows), score_known(rows)
     if truth is None or column is None:
         return pd.DataFrame()
     present = truth_of(rows, truth)
     amounts = amounts_of(rows, column, present)
     found = center_adjusted_auc(present, amounts, rows["center"].tolist(), patients_of(rows), analysis.draws, analysis.seed)
-    return found.centers.sort_values(["weight", "center"], ascending=[False, True], ignore_index=True)
+    few = found.centers[["positives", "negatives"]].min(axis=1) < FEWEST_FOR_AN_AUC
+    table = found.centers.assign(auc=found.centers["auc"].mask(few))
+    return table.sort_values(["weight", "center"], ascending=[False, True], ignore_index=True)
 
 
 def prevalence_scores(centers: list[str], present: np.ndarray) -> np.ndarray:

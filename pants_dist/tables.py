@@ -1,6 +1,7 @@
 """A table for programs (CSV), for readers (Markdown), for papers (LaTeX) and for the page: the same numbers in each.
 
-In all but the CSV a column with /low and /high is one cell, "0.82 (0.78 to 0.86)", and what is not known is blank.
+In all but the CSV a column with /low and /high is one cell, "0.82 (0.78 to 0.86)", without its /n, and what is not known is
+blank.
 """
 
 from collections.abc import Callable
@@ -33,12 +34,14 @@ def write_table(out: Path, name: str, table: pd.DataFrame) -> None:
 
 def shown(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """Headings and cells as text, each number with its interval."""
-    names = [name for name in table if not (name.endswith(("/low", "/high")) and name.rpartition("/")[0] in table)]
+    names = [name for name in table if not (name.endswith(("/low", "/high", "/n")) and name.rpartition("/")[0] in table)]
     records = table.to_dict("records")
     return names, [[_cell(row, name) for name in names] for row in records]
 
 
 def _cell(row: dict[Any, Any], name: str) -> str:
+    if (name == "p" or name.startswith(("p ", "p_"))) and row[name] is not None and row[name] < 0.001:
+        return "< 0.001"
     text, low = number(row[name]), row.get(f"{name}/low")
     return text if not text or low is None or low != low else f"{text} ({number(low)} to {number(row[f'{name}/high'])})"
 
