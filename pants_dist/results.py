@@ -99,7 +99,8 @@ def read_results(results: Sequence[Path], metadata: Path | None, group: str | No
         found.models[name] = _grouped(rows, group, result, plan)
         if len(found.models) == 1:
             found.pictures = [picture for path in files for picture in sorted((path.parent / "worst").glob("*.png"))]
-    found.facts = {"Rows": _listed([path for result in results for path in tables_of(result)]), **({"Metadata": str(metadata)} if metadata else {}), **found.facts}
+    read = {"Rows": _listed([path for result in results for path in tables_of(result)])}
+    found.facts = read | ({"Metadata": str(metadata)} if metadata else {}) | found.facts
     if len(found.models) > 1:
         first, *others = found.models
         found.facts["Report on"] = f"{first}, compared with {listing(others)}"

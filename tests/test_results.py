@@ -109,8 +109,8 @@ def test_everything_that_our_rows_know_is_reported(tmp_path: Path) -> None:
     """Rows of an evaluation have detection, calibration, shortcuts, presets, a gap, and models' sensitivities compared."""
     analysis = tmp_path / "analysis.yaml"
     analysis.write_text("primary: dsc/pancreas\ndraws: 100\n")
-    scored_rows(6, 40).to_parquet(tmp_path / "ours.parquet")
-    scored_rows(6, 40).assign(lesion_max_logit=0.0).to_parquet(tmp_path / "blind.parquet")
+    scored_rows(4, 30).to_parquet(tmp_path / "ours.parquet")
+    scored_rows(4, 30).assign(lesion_max_logit=0.0).to_parquet(tmp_path / "blind.parquet")
     report_results([tmp_path / "ours.parquet", tmp_path / "blind.parquet"], tmp_path / "out", analysis=analysis)
     names = {path.name for path in (tmp_path / "out").iterdir()}
     tables = ("gap", "shortcuts", "detection", "calibration_table", "auc_weights", "presets", "detection_comparisons")
