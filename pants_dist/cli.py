@@ -208,21 +208,22 @@ def evaluate(given: Given) -> int:
 
 
 def report(given: Given) -> int:
-    """Table and report.html again, from a run's rows or from a table of other people's."""
+    """Tables, figures and report.html again, from runs' rows or from tables of other people's; several are compared."""
     from pants_dist.results import report_results
 
-    _print_centers(report_results(given.results, given.out))
+    rows = report_results(given.results, given.out, given.metadata, given.group, given.analysis)
+    _print_centers(rows, given.group or "center")
     return ends(0, "open", given.out / "report.html")
 
 
-def _print_centers(rows: Any) -> None:
+def _print_centers(rows: Any, by: str = "center") -> None:
     from rich.console import Console
 
     from pants_dist.report import center_table, print_table
     from pants_dist.results import structures_of
 
     structures = structures_of(rows)
-    print_table(center_table(rows, structures), structures, Console())
+    print_table(center_table(rows, structures), structures, Console(), by)
 
 
 def build_parser() -> tuple[Parser, dict[str, Parser]]:
@@ -294,7 +295,12 @@ def _add_run_verbs(add: Callable[[Callable[[Given], int]], Parser]) -> None:
     verb = add(predict)
     add_predict(verb)
     verb = add(report)
-    verb.add_argument("results", metavar="RESULTS", type=Path, nargs="+", help="run folders, or tables of rows (parquet, CSV)")
+    verb.add_argument(
+        "results", metavar="RESULTS", type=Path, nargs="+", help="one a model: run folders, or tables (parquet, CSV)"
+    )
+    verb.add_argument("--metadata", metavar="FILE", type=Path, help="what is known of each case (CSV, xlsx, parquet)")
+    verb.add_argument("--group", metavar="COLUMN", help="group cases by this column (default: center)")
+    verb.add_argument("--analysis", metavar="FILE", type=Path, help="analysis.yaml: endpoint, thresholds, comparisons")
     verb.add_argument(
         "--out", metavar="DIR", type=Path, default=Path("report"), help="folder for report.html (default %(default)s)"
     )

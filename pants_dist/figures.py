@@ -2,7 +2,8 @@
 
 import io
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -11,27 +12,54 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, NullFormatter
 
+from pants_dist.disk import replacing
 from pants_dist.stats import FEWEST
 
-SEEN, HELD_OUT, INK = "#2f6fe0", "#d9730d", "#7d8590"  # INK is read on white and on black
+SEEN, HELD_OUT, UNKNOWN, INK = "#2f6fe0", "#d9730d", "#128a6b", "#7d8590"  # INK is read on white and on black
 STYLE: Any = {"svg.fonttype": "path", "svg.hashsalt": "pants-dist", "font.size": 9, "axes.spines.top": False,
          "axes.spines.right": False, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK,
          "xtick.color": INK, "ytick.color": INK}  # fmt: skip
 
 
-def svgs(rows: pd.DataFrame, centers: pd.DataFrame, structures: Sequence[str]) -> list[tuple[str, str, str]]:
-    """(title, caption, SVG text) of each figure."""
+class Picture(NamedTuple):
+    """A figure with the name of its files, its title, and what to know before reading it."""
+
+    name: str
+    title: str
+    caption: str
+    figure: Figure
+
+
+def of_centers(rows: pd.DataFrame, centers: pd.DataFrame, structures: Sequence[str], by: str = "center") -> list[Picture]:
+    """The figures of Dice by center (or what else groups are): each, seen against held-out where known, and the funnel."""
     scored = next((name for name in structures if centers[f"dsc/{name}"].notna().any()), structures[0])
     with rc_context(STYLE):
-        return [
-            (f"Dice of {scored} by center", "Mean of each center with its 95 % interval where there are "
-             f"{FEWEST} cases or more; dots are cases. Hollow: fewer than {FEWEST} cases.",
-             _svg(dot_plot(rows, centers, scored))),
-            ("Seen and held-out, by structure", "Mean over centers; the number is the gap in Dice points.",
-             _svg(gap_plot(centers, structures))),
-            ("Low score or small center?", f"Dice of {scored} against cases in the center; the lines hold 95 % and 99.8 % of "
-             "centers that differ by chance alone.", _svg(funnel_plot(rows, centers, scored))),
+        pictures = [
+            Picture("centers", f"Dice of {scored} by {by}", f"Mean of each {by} with its 95 % interval where there are "
+                    f"{FEWEST} cases or more; dots are cases. Hollow: fewer than {FEWEST} cases.",
+                    dot_plot(rows, centers, scored)),
+            Picture("gap", "Seen and held-out, by structure", "Mean over centers; the number is the gap in Dice points.",
+                    gap_plot(centers, structures)),
+            Picture("funnel", f"Low score or small {by}?", f"Dice of {scored} against cases of the {by}; the lines hold "
+                    "95 % and 99.8 % of those that differ by chance alone.", funnel_plot(rows, centers, scored)),
         ]  # fmt: skip
+    return [picture for picture in pictures if picture.name != "gap" or centers["seen"].notna().any()]
+
+
+def inlined(picture: Picture) -> str:
+    """The figure as SVG that stands inside a page."""
+    text = io.StringIO()
+    with rc_context(STYLE):
+        picture.figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    return text.getvalue()[text.getvalue().index("<svg") :]
+
+
+def write_picture(out: Path, picture: Picture) -> None:
+    """OUT/name.svg and OUT/name.png, on white."""
+    with rc_context(STYLE):
+        for ending, given in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": 200, "metadata": {"Software": None}})):
+            with replacing(out / f"{picture.name}.{ending}") as file:
+                picture.figure.savefig(file, format=ending, facecolor="white", **given)
 
 
 def dot_plot(rows: pd.DataFrame, centers: pd.DataFrame, structure: str) -> Figure:
@@ -41,8 +69,8 @@ def dot_plot(rows: pd.DataFrame, centers: pd.DataFrame, structure: str) -> Figur
     figure = Figure(figsize=(8.4, 3.4), layout="constrained")
     axes = figure.add_subplot()
     for place, center in enumerate(ordered.to_dict("records")):
-        color = SEEN if center["seen"] else HELD_OUT
-        values = rows.loc[(rows["center"] == center["center"]) & (rows["seen"] == center["seen"]), column]
+        color = color_of(center["seen"])
+        values = rows.loc[(rows["center"] == center["center"]) & rows["seen"].isin([center["seen"]]), column]
         axes.plot(np.full(len(values), place), values, ".", color=color, alpha=0.25, markersize=5)
         if center[f"{column}/low"] == center[f"{column}/low"]:
             axes.plot([place, place], [center[f"{column}/low"], center[f"{column}/high"]], color=color, linewidth=1.4)
@@ -54,6 +82,11 @@ def dot_plot(rows: pd.DataFrame, centers: pd.DataFrame, structure: str) -> Figur
     axes.set_ylabel(f"Dice, {structure}")
     axes.set_ylim(-0.02, 1.02)
     return figure
+
+
+def color_of(seen: bool | None) -> str:
+    """Blue for seen centers, orange for held-out ones, green where nobody knows."""
+    return UNKNOWN if seen is None else SEEN if seen else HELD_OUT
 
 
 def _hollow(cases: int) -> dict[str, Any]:
@@ -93,12 +126,12 @@ def funnel_plot(rows: pd.DataFrame, centers: pd.DataFrame, structure: str) -> Fi
                 limit = values.mean() + sign * deviations * values.std() / np.sqrt(n)
                 axes.plot(n, np.clip(limit, 0, 1), dashes, color=INK, linewidth=0.8)
     for center in centers.to_dict("records"):
-        axes.plot(center["n"], center[column], "o", color=SEEN if center["seen"] else HELD_OUT, **_hollow(center["n"]))
+        axes.plot(center["n"], center[column], "o", color=color_of(center["seen"]), **_hollow(center["n"]))
     axes.set_xscale("log")
     axes.set_xticks([n for n in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000) if n <= most])
     axes.xaxis.set_major_formatter(FormatStrFormatter("%d"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("cases in the center")
+    axes.set_xlabel("cases")
     axes.set_ylabel("Dice")
     axes.set_ylim(-0.02, 1.02)
     return figure
@@ -109,8 +142,3 @@ def _legend(axes: Axes) -> None:
         axes.plot([], [], "o", color=color, label=text)
     axes.legend(frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0), labelcolor=INK)
 
-
-def _svg(figure: Figure) -> str:
-    text = io.StringIO()
-    figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    return text.getvalue()[text.getvalue().index("<svg") :]

@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from pants_dist import __version__, figures
+from pants_dist.detection import named
 from pants_dist.disk import replacing
-from pants_dist.stats import FEWEST, sensitivity_specificity, t_interval
+from pants_dist.stats import FEWEST, Estimate, sensitivity_specificity, t_interval
+from pants_dist.tables import shown
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from pants_dist.checklist import Item
+    from pants_dist.sections import Section
 
 FEWEST_FOR_A_GAP = (5, 5)  # seen and held-out centers, below which no verdict on a gap is given
 SHORT = {"pancreatic_lesion": "lesion"}
@@ -24,31 +29,38 @@ def center_table(rows: pd.DataFrame, structures: Sequence[str]) -> pd.DataFrame:
     """One row a center: kind, seen, n, positives, mean Dice and surface Dice with t-intervals, sensitivity, specificity.
 
     Positive means any voxel of lesion: in the reference for `positives`, in the prediction for the two shares, which are
-    of patients and NaN where there is none to count. Sorted by seen, then by name.
+    of patients and NaN where there is none to count. Intervals are over suspected patients where the rows name them. Where
+    nobody knows which centers were trained on, `seen` is None. Sorted by seen, then by name.
     """
     known = [f"{metric}/{name}" for metric in ("dsc", "nsd") for name in structures if f"{metric}/{name}" in rows]
-    table = [_center_row(center, seen, part, known) for (seen, center), part in rows.groupby(["seen", "center"])]
+    table = [
+        _center_row(center, None if seen != seen else bool(seen), part, known)
+        for (seen, center), part in rows.groupby(["seen", "center"], dropna=False)
+    ]
     return pd.DataFrame(table).sort_values(["seen", "center"], ascending=[False, True], ignore_index=True)
 
 
-def _center_row(center: str, seen: bool, part: pd.DataFrame, columns: list[str]) -> dict[str, Any]:
-    row = {"center": center, "center_kind": part["center_kind"].iloc[0], "seen": bool(seen), "n": len(part)}
+def patients_of(rows: pd.DataFrame) -> pd.Series | None:
+    """The suspected patient of each case; None where the rows do not name them, so that each case is one."""
+    return rows["patient"] if "patient" in rows else None
+
+
+def _center_row(center: str, seen: bool | None, part: pd.DataFrame, columns: list[str]) -> dict[str, Any]:
+    row = {"center": center, "center_kind": part["center_kind"].iloc[0], "seen": seen, "n": len(part)}
     row |= detection(part)
     for column in columns:
-        found = t_interval(part[column], bounds=(0, 1))
+        found = t_interval(part[column], patients_of(part), bounds=(0, 1))
         row |= {column: found.value, f"{column}/low": found.low, f"{column}/high": found.high}
     return row
 
 
 def detection(rows: pd.DataFrame) -> dict[str, Any]:
-    """Patients with a lesion, sensitivity and specificity over patients, each with its n; NaN where there is none."""
-    if "lesion_present" not in rows:
-        return {"positives": 0, "sensitivity": NAN, "sensitivity/n": 0, "specificity": NAN, "specificity/n": 0}
-    sensitivity, specificity = sensitivity_specificity(rows["lesion_present"], rows["lesion_predicted"])
-    found: dict[str, Any] = {"positives": sensitivity.n}
-    for name, share in (("sensitivity", sensitivity), ("specificity", specificity)):
-        found |= {name: share.value, f"{name}/n": share.n}
-    return found
+    """Patients with a lesion, sensitivity and specificity over patients, each with interval and n; NaN where there is none."""
+    nothing = Estimate(NAN, NAN, NAN, 0)
+    sensitivity, specificity = nothing, nothing
+    if "lesion_present" in rows and "lesion_predicted" in rows:
+        sensitivity, specificity = sensitivity_specificity(rows["lesion_present"], rows["lesion_predicted"], patients_of(rows))
+    return {"positives": sensitivity.n, **named("sensitivity", sensitivity), **named("specificity", specificity)}
 
 
 def shown_structures(structures: Sequence[str]) -> list[str]:
@@ -60,6 +72,8 @@ def shown_structures(structures: Sequence[str]) -> list[str]:
 def verdict(centers: pd.DataFrame) -> str:
     """One sentence on the gap between seen and held-out centers, or why none can be given."""
     counts = [int((centers["seen"] == seen).sum()) for seen in (True, False)]
+    if not any(counts):
+        return "Nobody says which of them were trained on, so there is no gap to speak of."
     if min(counts) == 0:
         return "Only one kind of center here, so there is no gap to speak of."
     if counts[0] < FEWEST_FOR_A_GAP[0] or counts[1] < FEWEST_FOR_A_GAP[1]:
@@ -70,15 +84,15 @@ def verdict(centers: pd.DataFrame) -> str:
     return "The gap is descriptive: mean over seen centers less mean over held-out ones."
 
 
-def print_table(centers: pd.DataFrame, structures: Sequence[str], console: "Console") -> None:
-    """The table by center on a terminal, with a line for all seen and all held-out ones."""
+def print_table(centers: pd.DataFrame, structures: Sequence[str], console: "Console", by: str = "center") -> None:
+    """The table by center (or what else the groups are) on a terminal, with a line for all seen and all held-out ones."""
     from rich import box
     from rich.table import Table
 
     names = shown_structures(structures)
-    title = f"Dice by center (95 % t-interval from {FEWEST} cases on)"
+    title = f"Dice by {by} (95 % t-interval from {FEWEST} cases on)"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("center", overflow="fold", max_width=34)
+    table.add_column(by, overflow="fold", max_width=34)
     table.add_column("", no_wrap=True)
     for heading in ("n", *(SHORT.get(name, name) for name in names), "sens.", "spec."):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -86,17 +100,17 @@ def print_table(centers: pd.DataFrame, structures: Sequence[str], console: "Cons
         scores = [_with_interval(row, f"dsc/{name}").replace(" ", "\n") for name in names]
         table.add_row(row["center"], _kind(row["seen"]), str(row["n"]), *scores, *_shares(row))
     table.add_section()
-    for seen, part in centers.groupby("seen", sort=False):
+    for seen, part in centers.groupby("seen", sort=False, dropna=False):
         means = [_number(part[f"dsc/{name}"].mean()) for name in names]
-        table.add_row(f"mean of {len(part)} centers", _kind(bool(seen)), str(part["n"].sum()), *means, "", "")
+        table.add_row(f"mean of {len(part)}", _kind(seen), str(part["n"].sum()), *means, "", "")
     console.print(table)
     console.print(
         f"Sensitivity and specificity count patients; positive: any predicted lesion voxel. {verdict(centers)}", style="dim"
     )
 
 
-def _kind(seen: bool) -> str:
-    return "seen" if seen else "held-out"
+def _kind(seen: Any) -> str:
+    return "" if seen is None or seen != seen else "seen" if seen else "held-out"
 
 
 def _number(value: float) -> str:
@@ -115,11 +129,19 @@ def _shares(row: dict[str, Any]) -> list[str]:
 
 
 def write_report(
-    out: Path, rows: pd.DataFrame, structures: Sequence[str], facts: dict[str, str], pictures: Sequence[Path]
+    out: Path,
+    rows: pd.DataFrame,
+    structures: Sequence[str],
+    facts: dict[str, str],
+    pictures: Sequence[Path],
+    by: str = "center",
+    sections: Sequence["Section"] = (),
+    checks: Sequence["Item"] = (),
 ) -> Path:
     """Write OUT/report.html, one file that needs no other, from rows of cases; returns its path.
 
-    `facts` are shown at its head; `pictures` are PNG files of the worst cases, worst first.
+    `facts` are shown at its head; `pictures` are PNG files of the worst cases, worst first. `by` is what the groups in
+    the column `center` are called; `sections` and `checks` (a guideline's items) follow the table by group.
     """
     from jinja2 import Environment
 
@@ -128,11 +150,13 @@ def write_report(
     template = resources.files("pants_dist").joinpath("templates/report.html.j2").read_text(encoding="utf-8")
     page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)
     text = page.render(
-        facts=facts, cards=_cards(rows, names), verdict=verdict(centers), version=__version__,
+        facts=facts, cards=_cards(rows, names), verdict=verdict(centers), version=__version__, by=by,
         memorised=set(rows["split"]) == {"train"}, headings=[SHORT.get(name, name) for name in names],
         centers=[_cells(row, names) for row in centers.to_dict("records")],
         cases=[_case_cells(row, names) for row in rows.sort_values("case").to_dict("records")],
-        figures=figures.svgs(rows, centers, names), pictures=[_inlined(path) for path in pictures],
+        figures=[_inlined_figure(picture) for picture in figures.of_centers(rows, centers, names, by)],
+        sections=[_section(section) for section in sections], checks=checks,
+        pictures=[_inlined(path) for path in pictures],
     )  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     path = out / "report.html"
@@ -141,31 +165,43 @@ def write_report(
     return path
 
 
+def _section(section: "Section") -> dict[str, Any]:
+    tables = [(title, *shown(table)) for name, title, table in section.tables if name not in section.hidden]
+    drawn = [_inlined_figure(picture) for picture in section.pictures]
+    return {"title": section.title, "remark": section.remark, "tables": tables, "figures": drawn}
+
+
+def _inlined_figure(picture: figures.Picture) -> tuple[str, str, str]:
+    """(title, caption, SVG text) of a figure."""
+    return picture.title, picture.caption, figures.inlined(picture)
+
+
 def _cards(rows: pd.DataFrame, names: Sequence[str]) -> list[tuple[str, str, str]]:
     """Key figures: (name, value, remark)."""
     cards = []
-    for seen, title in ((True, "seen centers"), (False, "held-out centers")):
-        part = rows[rows["seen"] == seen]
+    for seen, title in ((True, "seen centers"), (False, "held-out centers"), (None, "all")):
+        part = rows[rows["seen"].isin([seen])]
         for name in names[:2] if len(part) else ():
             count = int(part[f"dsc/{name}"].notna().sum())
             remark = f"{title}, {count} cases" if count else f"{title}, no case has one"
             cards.append((f"Dice, {SHORT.get(name, name)}", _number(part[f"dsc/{name}"].mean()) or "-", remark))
     found = detection(rows)
-    for name in ("sensitivity", "specificity"):
+    for name in ("sensitivity", "specificity") if found["sensitivity/n"] + found["specificity/n"] else ():
         cards.append((f"Patient {name}", _number(found[name]) or "-", f"{found[f'{name}/n']} patients"))
     return cards
 
 
 def _cells(row: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     scores = [(_number(row[f"dsc/{name}"]), _with_interval(row, f"dsc/{name}")[4:]) for name in names]
-    return {"name": row["center"], "seen": row["seen"], "n": row["n"], "positives": row["positives"], "scores": scores,
+    positives = row["positives"] if row["sensitivity/n"] + row["specificity/n"] else ""
+    return {"name": row["center"], "kind": _kind(row["seen"]), "n": row["n"], "positives": positives, "scores": scores,
             "shares": _shares(row)}  # fmt: skip
 
 
 def _case_cells(row: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     lesion = row.get("lesion_present")
     scores = [(_number(row[f"dsc/{name}"]), _number(row.get(f"nsd/{name}", NAN))) for name in names]
-    return {"name": row["case"], "center": row["center"], "seen": row["seen"], "split": row["split"], "scores": scores,
+    return {"name": row["case"], "center": row["center"], "kind": _kind(row["seen"]), "split": row["split"], "scores": scores,
             "lesion": "" if lesion is None or lesion != lesion else "yes" if lesion else "no"}  # fmt: skip
 
 

@@ -1,16 +1,39 @@
-"""Rows that were scored earlier, read back: from a run's folder, or from a table of the same columns."""
+"""Rows that were scored earlier, read back: from runs' folders, or from tables of other people; then the report of them."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
+from pants_dist import tables
+from pants_dist.bycenter import full_center_table, group_table
+from pants_dist.cases import listing
+from pants_dist.checklist import checklist
 from pants_dist.errors import UserError
-from pants_dist.report import write_report
+from pants_dist.figures import of_centers, write_picture
+from pants_dist.protocol import Analysis, keep_analysis, read_analysis
+from pants_dist.report import shown_structures, write_report
+from pants_dist.scores import by_case, joined, labels_of, read_cells, read_metadata, read_scores, separator
+from pants_dist.sections import Section, sections_of, worst_cases
+from pants_dist.structures import LESION
 
-NEEDED = ("case", "center", "seen")
-ABSENT = {"center_kind": "", "split": ""}  # columns that a table may leave out
+ABSENT = {"seen": None, "center_kind": "", "split": ""}  # columns that a table may leave out
+CENTERS = ("center", "centre", "site", "hospital", "institution")  # groups that are a sample of centers
 SHOWN_PICTURES = 6
+
+
+@dataclass
+class Results:
+    """Rows by model, the first being the one that the report is about, and what the page says of where they are from."""
+
+    models: dict[str, pd.DataFrame] = field(default_factory=dict)
+    facts: dict[str, str] = field(default_factory=dict)
+    pictures: list[Path] = field(default_factory=list)
+
+    @property
+    def rows(self) -> pd.DataFrame:
+        return next(iter(self.models.values()))
 
 
 def structures_of(rows: pd.DataFrame) -> list[str]:
@@ -18,20 +41,101 @@ def structures_of(rows: pd.DataFrame) -> list[str]:
     return [name.removeprefix("dsc/") for name in rows if name.startswith("dsc/")]
 
 
-def report_results(results: Sequence[Path], out: Path) -> pd.DataFrame:
-    """Write OUT/report.html from the rows in `results` and return them, one a case.
+def report_results(
+    results: Sequence[Path],
+    out: Path,
+    metadata: Path | None = None,
+    group: str | None = None,
+    analysis: Path | None = None,
+) -> pd.DataFrame:
+    """Write OUT/report.html with its tables and figures as files; returns the first model's rows, one a case.
 
-    Each of `results` is a run's folder, a folder with cases.parquet, or a table (parquet or CSV) with the columns case,
-    center, seen and dsc/<structure>. Raises UserError where there are no rows, or a case comes twice.
+    Each of `results` is one model: a run's folder, a folder with cases.parquet, or a table (parquet or CSV) with a case
+    column and a column a structure. `group` names the column, of the rows or of `metadata`, that takes the center's place.
+    Raises UserError where there are no rows, a case comes twice, or there is nothing to group by.
     """
-    tables = [path for result in results for path in tables_of(result)]
-    rows = pd.concat([read_rows(path) for path in tables], ignore_index=True)
-    if (twice := rows["case"].duplicated()).any():
-        case = rows.loc[twice, "case"].iloc[0]
-        raise UserError(f"results: case {case} stands in more than one of {_listed(tables)}; give one model's rows at a time")
-    pictures = [picture for path in tables for picture in sorted((path.parent / "worst").glob("*.png"))]
-    write_report(out, rows, structures_of(rows), {"Rows": _listed(tables)}, pictures[:SHOWN_PICTURES])
+    plan = read_analysis(analysis)
+    found = read_results(results, metadata, group, plan)
+    by, rows, structures = group or "center", found.rows, structures_of(found.rows)
+    parts = sections_of(found.models, structures, plan, by, centers=by.lower() in CENTERS)
+    out.mkdir(parents=True, exist_ok=True)
+    changed = keep_analysis(out, plan)
+    found.facts["Analysis"] = plan.digest[:12] + (f", changed from {changed[:12]} of the report before" if changed else "")
+    _write_files(out, found, plan, by, parts)
+    checks = checklist(rows, len(found.models), plan, declared=analysis is not None)
+    write_report(out, rows, structures, found.facts, found.pictures[:SHOWN_PICTURES], by, parts, checks)
     return rows
+
+
+def _write_files(out: Path, found: Results, plan: Analysis, by: str, parts: Sequence[Section]) -> None:
+    """Tables as CSV, Markdown and LaTeX, figures as SVG and PNG; of further models the tables by group."""
+    structures = structures_of(found.rows)
+    centers = full_center_table(found.rows, structures, plan)
+    tables.write_table(out, "centers", centers)
+    tables.write_table(out, "worst_cases", worst_cases(found.rows, structures, plan))
+    for name, _, table in (entry for part in parts for entry in part.tables):
+        tables.write_table(out, name, table)
+    for name, rows in list(found.models.items())[1:]:
+        (out / name).mkdir(exist_ok=True)
+        tables.write_table(out / name, "groups", group_table(rows, structures_of(rows)))
+    pictures = [picture for part in parts for picture in part.pictures]
+    for picture in (*of_centers(found.rows, centers, shown_structures(structures), by), *pictures):
+        write_picture(out, picture)
+
+
+def read_results(results: Sequence[Path], metadata: Path | None, group: str | None, plan: Analysis) -> Results:
+    """Rows of every model with their group as `center`; see `report_results`."""
+    found, known = Results(), read_metadata(metadata) if metadata else None
+    for name, result in zip(model_names(results), results, strict=True):
+        files = tables_of(result)
+        rows = pd.concat([read_rows(path) for path in files], ignore_index=True)
+        if (twice := rows["case"].duplicated()).any():
+            case = rows.loc[twice, "case"].iloc[0]
+            raise UserError(f"results: case {case} stands in more than one of {_listed(files)}; keep one of them")
+        if known is not None and metadata:
+            rows, lost = joined(rows, known, metadata)
+            if lost:
+                found.facts["Left out"] = f"{len(lost)} cases of {name} that are not in the metadata: {listing(lost, 3)}"
+        found.models[name] = _grouped(rows, group, result, plan)
+        if len(found.models) == 1:
+            found.pictures = [picture for path in files for picture in sorted((path.parent / "worst").glob("*.png"))]
+    read = {"Rows": _listed([path for result in results for path in tables_of(result)])}
+    found.facts = read | ({"Metadata": str(metadata)} if metadata else {}) | found.facts
+    if len(found.models) > 1:
+        first, *others = found.models
+        found.facts["Report on"] = f"{first}, compared with {listing(others)}"
+    _check_models(found, plan)
+    return found
+
+
+def _grouped(rows: pd.DataFrame, group: str | None, result: Path, plan: Analysis) -> pd.DataFrame:
+    if group is None and "center" not in rows:
+        raise UserError(f"results {result}: no column center; give --metadata FILE --group COLUMN")
+    rows = rows.assign(**{name: value for name, value in ABSENT.items() if name not in rows})
+    rows["center"] = labels_of(rows, group or "center", f"{result} and the metadata")
+    if (amount := f"predicted_voxels/{LESION}") in rows:
+        rows["lesion_predicted"] = (rows[amount] > plan.lesion_voxels).astype(object).where(rows[amount].notna(), None)
+    return rows
+
+
+def _check_models(found: Results, plan: Analysis) -> None:
+    """Raises UserError where models share no case, or the analysis compares one that is not there."""
+    if not set.intersection(*(set(rows["case"]) for rows in found.models.values())):
+        raise UserError(f"results {', '.join(found.models)}: no case that all have; each of RESULTS is one model")
+    for name in (name for pair in plan.comparisons for name in pair):
+        if name not in found.models:
+            raise UserError(f"analysis: comparisons name {name}; the models are {', '.join(found.models)}")
+
+
+def model_names(results: Sequence[Path]) -> list[str]:
+    """A name for each result: the file's without its ending, or the folder's; with the folder above where two are alike."""
+    places = [path.parent if path.name == "cases.parquet" else path for path in map(Path.absolute, results)]
+    short = [path.stem if path.is_file() else path.name for path in places]
+    names = [f"{path.parent.name}-{name}" if short.count(name) > 1 else name for path, name in zip(places, short, strict=True)]
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            raise UserError(f"results {results[number]}: a second one of this name; rename one of them")
+    return names
 
 
 def tables_of(result: Path) -> list[Path]:
@@ -43,21 +147,19 @@ def tables_of(result: Path) -> list[Path]:
             return found
     raise UserError(
         f"results {result}: no cases.parquet there; give a run's folder after "
-        f'"pants-dist evaluate {result}", or a table with the columns {", ".join(NEEDED)} and dsc/<structure>'
+        f'"pants-dist evaluate {result}", or a table with a case column and a column a structure'
     )
 
 
 def read_rows(path: Path) -> pd.DataFrame:
-    """Rows of one table. Raises UserError where it cannot be read or lacks a column."""
-    try:
-        rows = pd.read_csv(path) if path.suffix.lower() == ".csv" else pd.read_parquet(path)
-    except (OSError, ValueError) as error:  # pyarrow's and pandas's own are kinds of ValueError
-        raise UserError(f"results {path}: cannot be read ({str(error).splitlines()[0]}); give parquet or CSV") from error
-    missing = [name for name in NEEDED if name not in rows]
-    if missing or not structures_of(rows):
-        raise UserError(f"results {path}: no column {missing[0] if missing else 'dsc/<structure>'}; add it")
-    return rows.assign(**{name: value for name, value in ABSENT.items() if name not in rows})
+    """Rows of one table, ours (dsc/<structure>) or anyone's (<structure>). Raises UserError where it has none."""
+    table = read_cells(path, "results")
+    if not structures_of(table):
+        return read_scores(path, table)
+    if path.suffix.lower() == ".csv":
+        table = pd.read_csv(path, sep=separator(path), encoding="utf-8-sig", skipinitialspace=True)
+    return by_case(table, path, "results")
 
 
-def _listed(tables: Sequence[Path]) -> str:
-    return ", ".join(str(path) for path in tables)
+def _listed(paths: Sequence[Path]) -> str:
+    return ", ".join(str(path) for path in paths)

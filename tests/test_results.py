@@ -1,11 +1,15 @@
+import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from pants_dist import cli
 from pants_dist.errors import UserError
-from pants_dist.results import read_rows, report_results, structures_of, tables_of
+from pants_dist.results import model_names, read_rows, report_results, structures_of, tables_of
+from tests.scored import scored_rows
 
 ROWS = pd.DataFrame(
     {"case": ["a", "b", "c"], "center": ["X", "X", "Y"], "seen": [True, True, False], "dsc/liver": [0.9, 0.7, 0.5]}
@@ -40,15 +44,95 @@ def test_rows_of_other_people_need_few_columns(tmp_path: Path) -> None:
 
 def test_results_that_cannot_be_used_are_refused(run: Path, tmp_path: Path) -> None:
     """Nothing there, no table, a column missing, a case twice: each by name."""
-    table = run / "evaluation" / "held_out" / "cases.parquet"
     assert tables_of(run / "evaluation") == tables_of(run)
     with pytest.raises(UserError, match='no cases.parquet there.*"pants-dist evaluate'):
         tables_of(tmp_path / "nowhere")
     (tmp_path / "x.parquet").write_text("no table")
     with pytest.raises(UserError, match=r"x\.parquet: cannot be read"):
         read_rows(tmp_path / "x.parquet")
-    ROWS.drop(columns="seen").to_csv(tmp_path / "x.csv")
-    with pytest.raises(UserError, match=r"x\.csv: no column seen"):
-        read_rows(tmp_path / "x.csv")
+    ROWS.drop(columns="center").to_csv(tmp_path / "x.csv")
+    with pytest.raises(UserError, match=r"x\.csv: no column center; give --metadata FILE --group COLUMN"):
+        report_results([tmp_path / "x.csv"], tmp_path / "out")
+    ROWS.to_parquet(run / "evaluation" / "val_seen" / "cases.parquet")
     with pytest.raises(UserError, match=r"case c stands in more than one of"):
-        report_results([run, table], tmp_path / "out")
+        report_results([run], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def others(tmp_path: Path) -> Path:
+    """Two models' scores and metadata as people have them: semicolons, a byte-order mark, blanks, file endings."""
+    rng, cases = np.random.default_rng(0), [f"PanTS_{number:08d}" for number in range(9001, 9025)]
+    for model in ("first", "second"):
+        scores = pd.DataFrame({"Case ID": [f"{case}.nii.gz" for case in cases], "pancreas": rng.uniform(0.5, 0.9, 24)})
+        scores["liver"] = np.where(np.arange(24) % 4 == 0, np.nan, rng.uniform(0.8, 0.95, 24))
+        scores.to_csv(tmp_path / f"{model}.csv", index=False)
+    lines = [f"{case} ; {('Mayo', 'Ulm ', '')[number % 3]};{20 + number}" for number, case in enumerate(cases)]
+    (tmp_path / "meta.csv").write_bytes("\n".join(["\ufeffPanTS ID;Site ;age", *lines]).encode())
+    return tmp_path
+
+
+def test_rows_of_other_people_by_any_column(others: Path) -> None:
+    """groups.csv has each group and structure with SciPy's interval; every table and figure is there in each format."""
+    words = ["report", str(others / "first.csv"), "--metadata", str(others / "meta.csv"), "--group", "site"]
+    assert cli.main([*words, "--out", str(others / "out")]) == 0
+    groups = pd.read_csv(others / "out" / "groups.csv")
+    assert list(groups) == ["group", "structure", "n", "mean", "median", "low", "high"]
+    assert groups["group"].unique().tolist() == ["Mayo", "Ulm", "unknown"] and set(groups["structure"]) == {"pancreas", "liver"}
+    scores = pd.read_csv(others / "first.csv")
+    for row in groups.to_dict("records"):
+        values = scores[row["structure"]][["Mayo", "Ulm", "unknown"].index(row["group"]) :: 3].dropna()
+        limits = stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
+        expected = (len(values), values.mean(), values.median(), *limits)
+        assert tuple(row[name] for name in ("n", "mean", "median", "low", "high")) == pytest.approx(expected)
+    names = {path.name for path in (others / "out").iterdir()}
+    tables = ("groups", "centers", "pairs", "spread", "worst_center", "worst_cases")
+    assert {f"{name}.{ending}" for name in tables for ending in ("csv", "md", "tex")} <= names
+    assert {f"{name}.{ending}" for name in ("centers", "funnel", "boxes") for ending in ("png", "svg")} <= names
+    page = (others / "out" / "report.html").read_text()
+    assert "Center is confounded with source dataset" in page and "CLAIM" in page and "Metrics Reloaded" in page
+    assert not re.search(r"[^n]cancer", page.lower())
+
+
+def test_models_are_compared_and_the_same_words_give_the_same_bytes(others: Path) -> None:
+    """Several files are several models; rerun into another folder, every file is equal to the byte."""
+    words = ["report", *(str(others / f"{name}.csv") for name in ("first", "second")), "--group", "site"]
+    for out in ("one", "two"):
+        assert cli.main([*words, "--metadata", str(others / "meta.csv"), "--out", str(others / out)]) == 0
+    files = sorted(path.relative_to(others / "one") for path in (others / "one").rglob("*") if path.is_file())
+    assert all((others / "one" / file).read_bytes() == (others / "two" / file).read_bytes() for file in files)
+    assert {"comparisons.csv", "touchstone.csv", "significance.png"} <= {file.name for file in files}
+    assert Path("second/groups.csv") in files
+
+
+def test_everything_that_our_rows_know_is_reported(tmp_path: Path) -> None:
+    """Rows of an evaluation have detection, calibration, shortcuts, presets, a gap, and models' sensitivities compared."""
+    analysis = tmp_path / "analysis.yaml"
+    analysis.write_text("primary: dsc/pancreas\ndraws: 100\n")
+    scored_rows(4, 30).to_parquet(tmp_path / "ours.parquet")
+    scored_rows(4, 30).assign(lesion_max_logit=0.0).to_parquet(tmp_path / "blind.parquet")
+    report_results([tmp_path / "ours.parquet", tmp_path / "blind.parquet"], tmp_path / "out", analysis=analysis)
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    tables = ("gap", "shortcuts", "detection", "calibration_table", "auc_weights", "presets", "detection_comparisons")
+    assert {f"{name}.csv" for name in tables} | {"roc.svg", "froc.svg", "calibration.svg", "gap.svg"} <= names
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "centers have the 10 cases with and 10 without a lesion" in page and "<td>pants_nnunet_volume</td>" in page
+    links = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert all(link.startswith(("data:", "#")) for link in links) and "url(http" not in page
+    analysis.write_text("primary: dsc/liver\ndraws: 100\n")
+    report_results([tmp_path / "ours.parquet"], tmp_path / "out", analysis=analysis)
+    assert "changed from" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_models_are_named_apart(others: Path) -> None:
+    """By file, or by the folder above where two are alike; models without a common case are no models of one task."""
+    (others / "a").mkdir()
+    (others / "first.csv").rename(others / "a" / "second.csv")
+    assert model_names([others / "a" / "second.csv", others / "second.csv"]) == ["a-second", f"{others.name}-second"]
+    (others / "third.csv").write_text("case,center,pancreas\nx,A,0.5\n")
+    (others / "fourth.csv").write_text("case,center,pancreas\ny,A,0.5\n")
+    with pytest.raises(UserError, match="no case that all have"):
+        report_results([others / "third.csv", others / "fourth.csv"], others / "out")
+    (others / "plan.yaml").write_text("comparisons: [[third, fifth]]")
+    with pytest.raises(UserError, match="comparisons name fifth; the models are third"):
+        report_results([others / "third.csv"], others / "out", analysis=others / "plan.yaml")

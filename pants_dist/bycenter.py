@@ -1,0 +1,182 @@
+"""A row a center with all that is said of it, and what centers say together: gap, spread, worst.
+
+Intervals are over suspected patients where the rows name them (`patient`), else over cases.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pants_dist.detection import (
+    LESION,
+    amounts_of,
+    component_wise,
+    curve,
+    named,
+    observed_thresholds,
+    operating_point,
+    threshold_at,
+    truth_of,
+)
+from pants_dist.gaps import center_estimates, descriptive_gap, random_effects, worst_center
+from pants_dist.protocol import Analysis
+from pants_dist.report import center_table, patients_of
+from pants_dist.roc import clustered_auc
+from pants_dist.stats import NAN, as_floats, brier, calibration, t_interval
+
+FEWEST_FOR_AN_AUC, FEWEST_FOR_A_FIRM_ONE = 10, 20  # positives and negatives of a center: below blank; below hollow
+SCORES = ("lesion_max_logit", f"predicted_voxels/{LESION}", f"predicted_mm3/{LESION}")
+LOGIT = SCORES[0]
+
+
+def group_table(rows: pd.DataFrame, structures: Sequence[str]) -> pd.DataFrame:
+    """Dice of every group (the rows' center) and structure: group, structure, n, mean, median, low, high.
+
+    n counts scored cases; low and high are Student's 95 % interval of the mean, from 5 cases (or patients) on.
+    """
+    table = []
+    for group, part in rows.groupby("center", sort=True):
+        for name in structures:
+            found = t_interval(part[f"dsc/{name}"], patients_of(part), bounds=(0, 1))
+            median = float(np.nanmedian(as_floats(part[f"dsc/{name}"]))) if found.n else NAN
+            table.append((group, name, found.n, found.value, median, found.low, found.high))
+    return pd.DataFrame(table, columns=["group", "structure", "n", "mean", "median", "low", "high"])
+
+
+def truth_known(rows: pd.DataFrame) -> str | None:
+    """The truth of lesions that rows are judged by: "mask", or "flag" where no mask is known; None for neither."""
+    return next((truth for truth in ("mask", "flag") if not np.isnan(truth_of(rows, truth)).all()), None)
+
+
+def score_known(rows: pd.DataFrame) -> str | None:
+    """The column that orders cases by suspicion: the largest lesion logit, else the predicted volume; None for neither."""
+    return next((name for name in SCORES if name in rows and rows[name].notna().any()), None)
+
+
+def full_center_table(rows: pd.DataFrame, structures: Sequence[str], analysis: Analysis) -> pd.DataFrame:
+    """`report.center_table`, and where the rows know lesions also detection and calibration of each center.
+
+    Adds auc with /low, /high and auc/firm (NaN below 10 positives and 10 negatives; not firm below 20 and 20), sensitivity
+    and specificity at the threshold that has the wanted specificity on seen tuning cases (`tuned_*`), the share of lesion
+    components hit (`component_sensitivity`), calibration intercept and slope, and Brier score of the largest logit.
+    """
+    table = center_table(rows, structures)
+    truth, score = truth_known(rows), score_known(rows)
+    if truth is None or score is None:
+        return table
+    threshold = tuned_threshold(rows, truth, score, analysis)
+    extra = []
+    for row in table.to_dict("records"):
+        part = rows[(rows["center"] == row["center"]) & rows["seen"].isin([row["seen"]])]
+        extra.append(_detection_row(part, truth, score, threshold, analysis))
+    return pd.concat([table, pd.DataFrame(extra)], axis=1)
+
+
+def tuned_threshold(rows: pd.DataFrame, truth: str, score: str, analysis: Analysis) -> float:
+    """The threshold whose specificity on seen tuning cases (split val_seen) is nearest; NaN where there are none."""
+    tuning = rows[rows["split"] == "val_seen"]
+    present = truth_of(tuning, truth)
+    amounts = amounts_of(tuning, score, present)
+    if not (present == 0).any() or np.isnan(amounts).all():
+        return NAN
+    return threshold_at(curve(present, amounts, observed_thresholds(amounts)), analysis.specificity)
+
+
+def _detection_row(part: pd.DataFrame, truth: str, score: str, threshold: float, analysis: Analysis) -> dict[str, Any]:
+    present, clusters = truth_of(part, truth), patients_of(part)
+    amounts = amounts_of(part, score, present)
+    fewer = min(int((present == 1).sum()), int((present == 0).sum()))
+    row: dict[str, Any] = {"auc": NAN, "auc/low": NAN, "auc/high": NAN, "auc/firm": fewer >= FEWEST_FOR_A_FIRM_ONE}
+    if fewer >= FEWEST_FOR_AN_AUC:
+        area = clustered_auc(present, amounts, part["center"].tolist(), clusters, analysis.draws, analysis.seed)
+        row |= {"auc": area.value, "auc/low": area.low, "auc/high": area.high}
+    found = operating_point(present, amounts, threshold, clusters)
+    row |= named("tuned_sensitivity", found[0]) | named("tuned_specificity", found[1])
+    if "lesion_components" in part:
+        hits = component_wise(part, clusters)
+        row |= {name.replace("sensitivity", "component_sensitivity"): hits[name] for name in named("sensitivity", found[0])}
+    if LOGIT in part:
+        logits = as_floats(part[LOGIT])
+        weak = calibration(present, logits)
+        row |= _interval("calibration_intercept", weak.intercept) | _interval("calibration_slope", weak.slope)
+        row["brier"] = brier(present, 1 / (1 + np.exp(-np.clip(logits, -500, 500))))
+    return row
+
+
+def _interval(name: str, found: Any) -> dict[str, float]:
+    return {name: found.value, f"{name}/low": found.low, f"{name}/high": found.high}
+
+
+def aucs_left(centers: pd.DataFrame) -> str:
+    """How many centers have an AUC, in a sentence."""
+    if "auc" not in centers:
+        return "No AUC by center: the rows have no truth or no score of lesions."
+    scored = centers["auc"].notna()
+    firm = scored & centers["auc/firm"].astype(bool)
+    return (
+        f"{int(scored.sum())} of {len(centers)} centers have the {FEWEST_FOR_AN_AUC} cases with and {FEWEST_FOR_AN_AUC} "
+        f"without a lesion that an AUC by center takes; {int(firm.sum())} of them have {FEWEST_FOR_A_FIRM_ONE} and "
+        f"{FEWEST_FOR_A_FIRM_ONE}, the others are hollow."
+    )
+
+
+def gap_table(rows: pd.DataFrame, structures: Sequence[str], analysis: Analysis) -> pd.DataFrame:
+    """The descriptive gap, seen less held-out, of every score: `gaps.descriptive_gap`."""
+    known = rows[rows["seen"].notna()]
+    table = []
+    for column in _scored(known, structures):
+        centers, seen = known["center"].tolist(), known["seen"].astype(bool)
+        gap = descriptive_gap(known[column], centers, seen, patients_of(known), analysis.draws, analysis.seed)
+        table.append({
+            "score": column, "gap": gap.value, "gap/low": gap.low, "gap/high": gap.high, "p": gap.p, "method": gap.method,
+            "seen centers": gap.seen_centers, "held-out centers": gap.held_out_centers, "cases": gap.cases,
+        })  # fmt: skip
+    return pd.DataFrame(table)
+
+
+def spread_tables(rows: pd.DataFrame, structures: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Two tables, a line a score and side (seen, held-out, or all if unknown): the spread of centers, and the worst one.
+
+    Spread: mean over centers by random effects (REML, Hartung-Knapp) with its interval, where a new center's mean is
+    expected, tau, and the 10th percentile of cases. Worst: as observed and shrunken, beside the worst of as many equal
+    centers by chance (`gaps.random_effects`, `gaps.worst_center`).
+    """
+    spread, worst = [], []
+    for column in _scored(rows, structures):
+        for side, part in sides(rows):
+            means = center_estimates(part[column], part["center"].tolist(), patients_of(part))
+            overall = random_effects(means["mean"], means["variance"])
+            head = {"score": column, "centers": f"{overall.centers} {side}".strip()}
+            row: dict[str, Any] = {"mean": overall.mean, "mean/low": overall.low, "mean/high": overall.high}
+            row |= {"new center from": overall.prediction_low, "new center to": overall.prediction_high}
+            row["tau"] = float(np.sqrt(overall.tau2))
+            row["10th percentile of cases"] = float(part[column].astype(float).quantile(0.1))
+            spread.append(head | row)
+            worst.append(head | _worst(means))
+    return pd.DataFrame(spread), pd.DataFrame(worst)
+
+
+def _worst(means: pd.DataFrame) -> dict[str, Any]:
+    found = worst_center(means["center"].tolist(), means["mean"], means["variance"])
+    if found is None:
+        return {"worst center": None, "worst": NAN, "shrunken": NAN, "by chance": NAN, "p by chance": NAN}
+    return {
+        "worst center": found.center, "worst": found.observed, "shrunken": found.shrunken, "shrunken/low": found.low,
+        "shrunken/high": found.high, "by chance": found.chance, "by chance/low": found.chance_low,
+        "by chance/high": found.chance_high, "p by chance": found.p,
+    }  # fmt: skip
+
+
+def sides(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """(seen, held-out or "", rows) of each kind of center that is there."""
+    for seen, name in ((True, "seen"), (False, "held-out"), (None, "")):
+        if (mask := rows["seen"].isin([seen])).any():
+            yield name, rows[mask]
+
+
+def _scored(rows: pd.DataFrame, structures: Sequence[str]) -> list[str]:
+    """Columns of Dice and surface Dice that have a value."""
+    columns = [f"{metric}/{name}" for name in structures for metric in ("dsc", "nsd")]
+    return [column for column in columns if column in rows and rows[column].notna().any()]

@@ -1,0 +1,166 @@
+"""Tables that other people wrote, made ours: scores with a case column and a column a structure, and metadata a case.
+
+Separators, byte-order marks, stray blanks, decimal commas and file endings after a case's id are all taken as people
+mean them. What cannot be read is refused by name.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from pants_dist.cases import EMPTY_CELLS, center_of, listing, tidy
+from pants_dist.duplicates import FINGERPRINT, fingerprint
+from pants_dist.errors import UserError
+from pants_dist.structures import PANTS
+
+CASE_NAMES = ("case", "case id", "pants id", "caseid", "case name", "id", "name", "bdmap id", "patient id", "image", "file")
+BLANK = (*EMPTY_CELLS, "n/a", "N/A", "NaN", "-", "None")
+OUR_COLUMNS = ("seen", "lesion_present", "lesion_predicted", "tumor_flag")  # 0 and 1, but no scores
+
+
+def read_cells(path: Path, what: str) -> pd.DataFrame:
+    """Cells of a CSV (any separator) or xlsx file as tidied text, or of a parquet file as they are.
+
+    Raises UserError where it cannot be read, or has no rows; `what` names the table in the message.
+    """
+    try:
+        if path.suffix.lower() in (".xlsx", ".xlsm"):
+            table = pd.read_excel(path, dtype=str, keep_default_na=False)
+        elif path.suffix.lower() in (".parquet", ".pq"):
+            return pd.read_parquet(path)
+        else:
+            table = pd.read_csv(path, dtype=str, keep_default_na=False, sep=separator(path), encoding="utf-8-sig")
+    except (OSError, ValueError, KeyError) as error:  # pandas', pyarrow's and unicode's own are kinds of ValueError
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{what} {path}: cannot be read ({reason}); give CSV, xlsx or parquet") from error
+    except Exception as error:  # a broken xlsx: zipfile and openpyxl each raise their own
+        raise UserError(f"{what} {path}: cannot be read ({type(error).__name__}); give CSV, xlsx or parquet") from error
+    if table.empty:
+        raise UserError(f"{what} {path}: no rows in it; give a table with a row a case")
+    return table.rename(columns=tidy).map(tidy)
+
+
+def separator(path: Path) -> str:
+    """What stands most often in the first line: comma, semicolon or tab."""
+    with open(path, encoding="utf-8-sig") as file:
+        head = file.readline()
+    return max(",;\t", key=head.count)
+
+
+def by_case(table: pd.DataFrame, path: Path, what: str) -> pd.DataFrame:
+    """The table with a column `case` of ids without file endings. Raises UserError for none, or an id twice."""
+    names = {_plain(name): name for name in reversed(list(table.columns))}
+    found = next((names[name] for name in CASE_NAMES if name in names), None)
+    if found is None:
+        raise UserError(f"{what} {path}: no case column among {listing(map(str, table.columns))}; name it case")
+    cases = table[found].map(lambda cell: re.sub(r"\.(nii(\.gz)?|npz)$", "", tidy(cell)))
+    table = table.drop(columns=found).assign(case=cases)[lambda rows: ~rows["case"].isin(BLANK)]
+    if (twice := table["case"].duplicated()).any():
+        raise UserError(f"{what} {path}: case {table.loc[twice, 'case'].iloc[0]} stands in it twice; keep one row")
+    return table.reset_index(drop=True)
+
+
+def read_scores(path: Path, table: pd.DataFrame) -> pd.DataFrame:
+    """`table` of path with `case` and dsc/<structure>, from columns named after structures; the others as they are.
+
+    A column is a structure's if it has one of PanTS's names, or nothing but numbers from 0 to 1. Raises UserError where
+    there is none, a structure has text, or scores are not from 0 to 1.
+    """
+    table = by_case(table, path, "results")
+    scores: dict[str, pd.Series] = {}
+    for column in table.columns.drop("case"):
+        name = _plain(column).removeprefix("dsc/").replace(" ", "_")
+        values, named = numbers(table[column]), name in PANTS
+        between = values.dropna().between(0, 1).all() and values.notna().any()
+        if named and (wrong := _wrong(table[column], values)) is not None:
+            raise UserError(
+                f"results {path}: {column} is {table[column][wrong]!r} in case {table['case'][wrong]}; "
+                "scores are numbers from 0 to 1, blank where there is none"
+            )
+        if named or (between and _all_numbers(table[column], values) and column not in OUR_COLUMNS):
+            scores[column] = values.rename(f"dsc/{name}")
+        elif column in OUR_COLUMNS:
+            table[column] = table[column].map(_truth)
+        elif "/" in column or column.startswith("lesion_"):
+            table[column] = values
+    if not scores:
+        raise UserError(f"results {path}: no column with a structure's scores (numbers from 0 to 1); add one")
+    return pd.concat([table.drop(columns=list(scores)), *scores.values()], axis=1)
+
+
+def numbers(cells: pd.Series) -> pd.Series:
+    """Cells as floats, decimal commas too; NaN where they are blank or no number."""
+    if pd.api.types.is_numeric_dtype(cells):
+        return cells.astype(float)
+    text = cells.fillna("").astype(str)
+    commas = text.str.fullmatch(r"[+-]?\d+,\d+")
+    return pd.to_numeric(text.where(~commas, text.str.replace(",", ".")), errors="coerce")
+
+
+def _truth(cell: object) -> bool | None:
+    text = str(cell).lower()
+    return None if text in ("", "na", "nan", "none", "-") else text in ("1", "1.0", "true", "yes")
+
+
+def _all_numbers(cells: pd.Series, values: pd.Series) -> bool:
+    return bool((values.notna() | cells.isna() | cells.isin(BLANK)).all())
+
+
+def _wrong(cells: pd.Series, values: pd.Series) -> int | None:
+    """Place of the first cell that is neither blank nor a number from 0 to 1."""
+    blank = cells.isna() | cells.isin(BLANK)
+    wrong = np.flatnonzero(~(blank | values.between(0, 1)))
+    return int(wrong[0]) if wrong.size else None
+
+
+def read_metadata(path: Path) -> pd.DataFrame:
+    """Metadata by case: every cell as text, and where they are PanTS's own also `center`, `center_kind` and `patient`.
+
+    `patient` names the scans of one suspected patient alike (`duplicates.fingerprint`); of most it is the case.
+    """
+    table = by_case(read_cells(path, "metadata"), path, "metadata")
+    if {"site", "site detail"} <= set(table):
+        pairs = [center_of(site, detail) for site, detail in zip(table["site"], table["site detail"], strict=True)]
+        table["center"], table["center_kind"] = (list(part) for part in zip(*pairs, strict=True))
+    if set(FINGERPRINT) <= set(table):
+        prints = [fingerprint(row, known=False) for row in table[list(FINGERPRINT)].to_dict("records")]
+        first: dict[object, str] = {}
+        table["patient"] = [
+            case if key is None else first.setdefault(key, case) for key, case in zip(prints, table["case"], strict=True)
+        ]
+    return table
+
+
+def joined(rows: pd.DataFrame, metadata: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, list[str]]:
+    """Rows with the metadata's columns that they lack, and the cases left out because the metadata do not know them.
+
+    Raises UserError where no case is known, which means ids of another kind.
+    """
+    known = rows["case"].isin(metadata["case"])
+    if not known.any():
+        raise UserError(
+            f"metadata {path}: none of the cases {listing(rows['case'], 2)} is in it; it has {listing(metadata['case'], 2)}"
+        )
+    new = ["case", *(name for name in metadata if name not in rows)]
+    return rows[known].merge(metadata[new], on="case", how="left"), rows.loc[~known, "case"].tolist()
+
+
+def labels_of(rows: pd.DataFrame, column: str, where: str) -> list[str]:
+    """The group of each row as text, "unknown" where it is blank. Raises UserError where there is no such column."""
+    names = {_plain(name): name for name in reversed(list(rows.columns))}
+    found = column if column in rows else names.get(_plain(column))
+    if found is None:
+        raise UserError(f"--group {column}: no such column in {where}; there are {listing(_groupable(rows), 20)}")
+    cells = rows[found].map(lambda cell: "" if cell is None or cell != cell else tidy(cell))
+    return ["unknown" if cell in BLANK else cell for cell in cells]
+
+
+def _groupable(rows: pd.DataFrame) -> Sequence[str]:
+    return [name for name in rows if "/" not in name and name != "case"]
+
+
+def _plain(name: str) -> str:
+    return " ".join(str(name).replace("_", " ").replace("-", " ").lower().split())

@@ -1,0 +1,239 @@
+"""What `pants-dist report` adds to the page by center: each section with its tables and figures, for the page and as files."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from pants_dist import bycenter, comparisons, curves, shortcuts
+from pants_dist.cases import UNKNOWN
+from pants_dist.detection import amounts_of, detection_table, truth_of
+from pants_dist.figures import Picture
+from pants_dist.metrics import DEFAULT_TOLERANCE_MM
+from pants_dist.protocol import Analysis
+from pants_dist.report import center_table, patients_of
+from pants_dist.roc import clustered_difference
+from pants_dist.stats import as_floats, mcnemar
+from pants_dist.structures import LESION
+
+WORST = 50  # rows of worst_cases.csv
+DETECTION = ("auc", "sensitivity", "specificity", "tuned_sensitivity", "tuned_specificity", "component_sensitivity")
+CALIBRATION = ("calibration_intercept", "calibration_slope", "brier")
+MOST_GROUPS = 12  # above so many, pairs of groups go to the files only
+
+
+@dataclass
+class Section:
+    """A heading, what to know before reading, and below it tables (name, title, table) and figures."""
+
+    title: str
+    remark: str
+    tables: list[tuple[str, str, pd.DataFrame]] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+    hidden: set[str] = field(default_factory=set)  # tables that are files only
+
+
+def sections_of(
+    models: Mapping[str, pd.DataFrame], structures: Sequence[str], analysis: Analysis, by: str, centers: bool
+) -> list[Section]:
+    """All sections for the first model's rows and the comparison with the others.
+
+    `by` is what the groups are called; `centers` says that they are centers, so that they are a sample of more.
+    """
+    rows = next(iter(models.values()))
+    found = [_groups(rows, structures, analysis, by)]
+    if centers:
+        found.append(_across(rows, structures, analysis))
+    if bycenter.truth_known(rows) and bycenter.score_known(rows):
+        found.append(_detection(rows, structures, analysis, by))
+    if len(models) > 1:
+        found.append(_models(models, structures, analysis))
+    return found
+
+
+def _groups(rows: pd.DataFrame, structures: Sequence[str], analysis: Analysis, by: str) -> Section:
+    primary = primary_of(rows, structures, analysis)
+    values, groups = rows[primary], rows["center"].tolist()
+    test = comparisons.kruskal(values, groups)
+    pairs = comparisons.pairwise_mann_whitney(values, groups, analysis.adjust)
+    remark = (
+        f"Is {primary} alike in every {by}? Kruskal-Wallis over {test.groups} groups and {test.n} cases: "
+        f"H = {test.statistic:.2f}, p = {test.p:.2g}, effect size epsilon squared = {test.epsilon2:.3f}. Pairs: two-sided "
+        f"Mann-Whitney, adjusted over all pairs ({analysis.adjust}), with Cliff's delta. Cases are taken as independent here."
+    )
+    section = Section(
+        f"Every structure, every {by}",
+        remark if test.p == test.p else f"One {by} alone has a {primary}: nothing to compare.",
+        [("groups", f"Dice by {by}", bycenter.group_table(rows, structures)), ("pairs", f"{primary} of pairs", pairs)],
+    )
+    if surface := [name for name in structures if f"nsd/{name}" in rows and rows[f"nsd/{name}"].notna().any()]:
+        section.tables.append(_surface(rows, surface, analysis, by))
+    section.hidden = {"groups"} | ({"pairs"} if test.groups > MOST_GROUPS or pairs.empty else set())
+    if test.groups:
+        caption = "Median and quartiles; whiskers to the 5th and 95th percentile of cases."
+        picture = Picture("boxes", f"{primary} by {by}", caption, curves.box_plot(values, groups, primary))
+        section.pictures.append(picture)
+    return section
+
+
+def _surface(rows: pd.DataFrame, names: list[str], analysis: Analysis, by: str) -> tuple[str, str, pd.DataFrame]:
+    centers = center_table(rows, names)
+    within = ", ".join(f"{name} {analysis.tolerances_mm.get(name, DEFAULT_TOLERANCE_MM):g}" for name in names)
+    table = _with_intervals(centers.rename(columns={"center": by}), [by, "n", *(f"nsd/{name}" for name in names)])
+    return "surface_dice", f"Surface Dice by {by} (tolerance in mm as declared: {within})", table
+
+
+def primary_of(rows: pd.DataFrame, structures: Sequence[str], analysis: Analysis) -> str:
+    """The column of the primary endpoint; where the rows have no value of it, the first structure's Dice that has one."""
+    columns = [analysis.primary, *(f"dsc/{name}" for name in structures)]
+    return next((name for name in columns if name in rows and rows[name].notna().any()), columns[1])
+
+
+def _across(rows: pd.DataFrame, structures: Sequence[str], analysis: Analysis) -> Section:
+    remark = (
+        "The unit is the center; pools and unknown ones are left out here. The gap is descriptive: mean of seen centers less "
+        "mean of held-out ones, by Welch's t below 20 centers a side, else by a bootstrap of centers and then patients. "
+        'Spread by random effects (REML, Hartung-Knapp); "new center": where the mean of one more center is expected. The '
+        'worst center is drawn towards the others as its "shrunken" estimate; "by chance" is what the worst of as many equal '
+        "centers would show."
+    )
+    rows = rows[~rows["center_kind"].isin(["pool", UNKNOWN]) & (rows["center"] != UNKNOWN)]
+    if rows.empty:
+        return Section("What the centers say together", "No case is from a center that is known.")
+    gap = bycenter.gap_table(rows, structures, analysis)
+    tables = [("gap", "Seen less held-out", gap)] if not gap.empty and (gap["method"] != "none").any() else []
+    spread, worst = bycenter.spread_tables(rows, structures)
+    tables.append(("spread", "Mean over centers, and where a new one is expected", spread))
+    tables.append(("worst_center", "Worst center", worst))
+    return Section("What the centers say together", remark, tables)
+
+
+def _detection(rows: pd.DataFrame, structures: Sequence[str], analysis: Analysis, by: str) -> Section:
+    truth, score = bycenter.truth_known(rows), bycenter.score_known(rows)
+    assert truth and score
+    centers = bycenter.full_center_table(rows, structures, analysis)
+    remark = (
+        f"Truth by {truth}, score {score}; a patient is positive above {analysis.lesion_voxels} predicted voxels. "
+        f"{bycenter.aucs_left(centers)} An AUC over all cases also rewards knowing the center, so it stands beside shortcuts "
+        "that never look at the scan; within centers each case with a lesion is compared with the others of its own center "
+        f"only. tuned_*: at the threshold with specificity {analysis.specificity:.2f} on seen tuning cases, carried over."
+    )
+    marked = _auc_marked(centers).rename(columns={"center": by})
+    tables = [
+        ("shortcuts", "AUC of the model and of shortcuts", shortcuts.auc_table(rows, analysis)),
+        ("detection", f"Detection by {by}", _with_intervals(marked, [by, "set", "positives", *DETECTION])),
+        ("calibration_table", f"Calibration by {by}", _with_intervals(marked, [by, "set", "n", *CALIBRATION])),
+        ("auc_weights", "Weight of each center in the AUC within centers", shortcuts.weight_table(rows, analysis)),
+    ]
+    if _presets_apply(rows):
+        presets = detection_table(rows, patients_of(rows), analysis.draws, analysis.seed)
+        tables.append(("presets", "Every definition of detection by its name", presets))
+    shown = [entry for entry in tables if not entry[2].empty]
+    return Section("Lesion detection", remark, shown, _curves(rows, truth, score))
+
+
+def _auc_marked(centers: pd.DataFrame) -> pd.DataFrame:
+    """Centers with a hollow mark where their AUC rests on less than 20 and 20."""
+    hollow = centers["auc"].notna() & ~centers["auc/firm"].astype(bool)
+    names = centers["center"].where(~hollow, centers["center"] + " ○")
+    return centers.assign(center=names, set=centers["seen"].map({True: "seen", False: "held-out"}).fillna(""))
+
+
+def _with_intervals(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """These columns, as far as they are there, each followed by its limits."""
+    return table[[column for name in names for column in (name, f"{name}/low", f"{name}/high") if column in table]]
+
+
+def _presets_apply(rows: pd.DataFrame) -> bool:
+    return f"predicted_voxels/{LESION}" in rows or "lesion_max_logit" in rows
+
+
+def _curves(rows: pd.DataFrame, truth: str, score: str) -> list[Picture]:
+    present = truth_of(rows, truth)
+    known = [name for name in bycenter.SCORES if name in rows and rows[name].notna().any()]
+    amounts = {name: amounts_of(rows, name, present) for name in known[:2]}
+    pictures = []
+    if 0 < np.nansum(present) < (~np.isnan(present)).sum():
+        caption = f"All cases pooled, truth by {truth}."
+        pictures.append(Picture("roc", "ROC", caption, curves.roc_plot(present, amounts)))
+    if "lesion_component_logits" in rows and as_floats(rows["lesion_components"]).max(initial=0) > 0:
+        parts = dict(bycenter.sides(rows))
+        caption = "Components (26-neighborhood) matched one to one, IoU at least 0.1."
+        pictures.append(Picture("froc", "FROC", caption, curves.froc_plot(parts)))
+    if score == bycenter.LOGIT:
+        caption = "Tenths of cases by the largest lesion probability; the dotted line is perfect."
+        pictures.append(Picture("calibration", "Calibration", caption, curves.calibration_plot(present, amounts[score])))
+    return pictures
+
+
+def _models(models: Mapping[str, pd.DataFrame], structures: Sequence[str], analysis: Analysis) -> Section:
+    """Every declared pair on the cases that all models have."""
+    tables = {name: rows.set_index("case") for name, rows in models.items()}
+    common = sorted(set.intersection(*(set(table.index) for table in tables.values())))
+    tables = {name: table.loc[common] for name, table in tables.items()}
+    first = next(iter(tables.values()))
+    primary = primary_of(first.reset_index(), structures, analysis)
+    given = {"centers": first["center"].tolist(), "clusters": patients_of(first), "draws": analysis.draws}
+    scores = {name: table[primary].to_numpy() for name, table in tables.items() if primary in table}
+    pairs = comparisons.compare_models(scores, **given, adjust=analysis.adjust, seed=analysis.seed)
+    pairs = declared(pairs, analysis).rename(columns={"low": "difference/low", "high": "difference/high"})
+    remark = (
+        f"{primary} on the {len(common):,} cases that all {len(models)} models have, two-sided, paired, clustered by center, "
+        f"adjusted over all declared pairs, {len(pairs)} ({analysis.adjust}). Rows of the matrix less columns, in points. "
+        "Touchstone's one-sided Wilcoxon test with Holm stands beside it for comparison: it takes cases as independent."
+    )
+    found = [("comparisons", "Pairs of models", pairs)]
+    found.append(("touchstone", "Touchstone's preset", comparisons.touchstone_wilcoxon(scores)))
+    if not (lesions := detection_pairs(tables, pairs, analysis)).empty:
+        found.append(("detection_comparisons", "Pairs of models, lesion detection", lesions))
+    figure = curves.significance_plot(pairs, list(scores))
+    picture = Picture("significance", f"Who is better in {primary}", "Bold: adjusted p below 0.05.", figure)
+    return Section("Models compared", remark, found, [picture])
+
+
+def declared(pairs: pd.DataFrame, analysis: Analysis) -> pd.DataFrame:
+    """The pairs that the analysis declares (all, if none), with p adjusted over these alone."""
+    if analysis.comparisons:
+        wanted = {frozenset(pair) for pair in analysis.comparisons}
+        keep = [frozenset(pair) in wanted for pair in zip(pairs["first"], pairs["second"], strict=True)]
+        pairs = pairs[keep].reset_index(drop=True)
+    return pairs.assign(p_adjusted=comparisons.ADJUSTMENTS[analysis.adjust](pairs["p"]))
+
+
+def detection_pairs(tables: Mapping[str, pd.DataFrame], pairs: pd.DataFrame, analysis: Analysis) -> pd.DataFrame:
+    """AUC difference (bootstrap of centers and patients) and McNemar's test of sensitivities, for the same pairs.
+
+    `tables` are indexed by the same cases. Empty where a model has no truth or no score of lesions.
+    """
+    first = next(iter(tables.values()))
+    truth, score = bycenter.truth_known(first), bycenter.score_known(first)
+    if not truth or not score or not all(score in table for table in tables.values()):
+        return pd.DataFrame()
+    present, centers, lines = truth_of(first, truth), first["center"].tolist(), []
+    for pair in zip(pairs["first"], pairs["second"], strict=True):
+        ours, theirs = (tables[name] for name in pair)
+        one, other = (amounts_of(table, score, present) for table in (ours, theirs))
+        apart = clustered_difference(present, one, other, centers, patients_of(first), analysis.draws, analysis.seed)
+        line = {"first": pair[0], "second": pair[1], "auc difference": apart.value, "auc difference/low": apart.low}
+        line |= {"auc difference/high": apart.high, "p": apart.p}
+        if "lesion_predicted" in ours and "lesion_predicted" in theirs:
+            hits = [np.where(present == 1, as_floats(table["lesion_predicted"]), np.nan) for table in (ours, theirs)]
+            found = mcnemar(*hits)
+            line |= {"only first finds": found.only_first, "only second finds": found.only_second, "p (McNemar)": found.p}
+        lines.append(line)
+    table = pd.DataFrame(lines)
+    for name in [name for name in ("p", "p (McNemar)") if name in table]:
+        table[f"{name} adjusted"] = comparisons.ADJUSTMENTS[analysis.adjust](table[name])
+    return table
+
+
+def worst_cases(rows: pd.DataFrame, structures: Sequence[str], analysis: Analysis) -> pd.DataFrame:
+    """The cases of the lowest primary endpoint, worst first: case, center, the endpoint, every Dice, and what is wrong."""
+    primary = primary_of(rows, structures, analysis)
+    part = rows[rows[primary].notna()].sort_values([primary, "case"]).head(WORST)
+    name = primary.partition("/")[2]
+    predicted = as_floats(part[f"predicted_mm3/{name}"]) if f"predicted_mm3/{name}" in part else np.full(len(part), np.nan)
+    wrong = np.select([predicted == 0, part[primary] == 0], ["nothing predicted", "no overlap"], "")
+    columns = list(dict.fromkeys(["case", "center", primary, *(f"dsc/{name}" for name in structures)]))
+    return part[columns].assign(wrong=wrong).reset_index(drop=True)
