@@ -13,9 +13,10 @@ ORDER = [  # a module imports only from those that stand after it
     "dashboard", "info", "freeze", "bench", "launch", "agent", "train", "callbacks", "evaluate", "model", "memory",
     "losses", "transfer", "checkpoints", "ranks", "networks", "optimizers", "augment", "results", "report", "phantom",
     "scanner", "anatomy", "shapes", "conversion", "loader", "nodes", "cluster", "store", "opencase", "casefile", "decode",
-    "native", "shard", "stage", "fetch", "geometry", "plan", "weights", "cohort", "pictures", "figures", "comparisons",
-    "gaps", "detection", "roc", "resampling", "stats", "metrics", "surface", "surfels", "progress", "tracking", "heartbeat",
-    "splits", "duplicates", "cases", "parser", "config", "settings", "targets", "strides", "structures", "disk", "errors",
+    "native", "shard", "stage", "fetch", "geometry", "plan", "weights", "population", "cohort", "pictures", "figures",
+    "comparisons", "gaps", "detection", "roc", "resampling", "stats", "metrics", "surface", "surfels", "progress", "tracking",
+    "heartbeat", "splits", "duplicates", "cases", "parser", "config", "settings", "targets", "strides", "structures", "disk",
+    "errors",
 ]  # fmt: skip
 OWNERS = {
     "zarr": {"store"},
