@@ -63,18 +63,18 @@ def population(scans: pd.DataFrame, by: str = "split") -> Population:
     return Population(by, pd.DataFrame(rows), pair, pd.DataFrame(tests, columns=["rule", *TESTED]))
 
 
-def _levels(column: pd.Series) -> list[str]:
-    """Levels of a category that occur, most scans first; none for numbers."""
-    return [] if pd.api.types.is_numeric_dtype(column) else column.value_counts().index.tolist()
+def _levels(column: pd.Series) -> list[str] | None:
+    """Levels of a category that occur, most scans first; None for numbers."""
+    return None if pd.api.types.is_numeric_dtype(column) else column.value_counts().index.tolist()
 
 
-def _described(column: pd.Series, levels: Sequence[str], to_hundred: bool) -> list[dict[str, Any]]:
+def _described(column: pd.Series, levels: list[str] | None, to_hundred: bool) -> list[dict[str, Any]]:
     """Rows of one variable in one group; with `to_hundred` the last share is what the others, rounded, leave of 100 %."""
     known, total = column.dropna(), len(column)
-    counts = {level: int((known == level).sum()) for level in levels} | {UNKNOWN: total - len(known)}
+    counts = {level: int((known == level).sum()) for level in levels or ()} | {UNKNOWN: total - len(known)}
     shares = {level: 100 * n / total for level, n in counts.items()}
     rows: list[dict[str, Any]] = []
-    if not levels:
+    if levels is None:
         q1, median, q3 = known.quantile([0.25, 0.5, 0.75])
         rows = [{"level": "", "n": len(known), "mean": known.mean(), "sd": known.std(), "median": median, "q1": q1, "q3": q3}]
     elif to_hundred:
@@ -95,7 +95,7 @@ def contrasts(variables: pd.DataFrame, groups: pd.Series, first: str, second: st
     for variable in variables:
         column = variables[variable].dropna()
         one, other = (column[groups.loc[column.index] == name] for name in (first, second))
-        found = _categories(one, other) if _levels(column) else _numbers(variable, one, other)
+        found = _numbers(variable, one, other) if _levels(column) is None else _categories(one, other)
         rows += [(variable, *result) for result in found]
     return pd.DataFrame(rows, columns=list(TESTED))
 
@@ -137,7 +137,7 @@ def text(row: dict[str, Any]) -> str:
     if not row["n"]:
         return ""
     if row["variable"] in BY_MEAN:
-        return f"{row['mean']:.1f} ({row['sd']:.1f})"
+        return f"{row['mean']:.1f}" + (f" ({row['sd']:.1f})" if row["n"] > 1 else "")
     return f"{row['median']:,.2f} ({row['q1']:,.2f}, {row['q3']:,.2f})"
 
 
@@ -197,10 +197,11 @@ def print_population(found: Population, console: "Console") -> None:
         console.print(f"{len(more)} more groups: --out FILE.csv writes them all", style="dim")
     console.print("mean (SD), median (quartiles), scans (%); groups by the corrected rules", style="dim")
     if found.pair:
-        p_values = found.tests.pivot_table("p", ["variable", "test"], "rule", sort=False).reset_index()
-        shown = pd.DataFrame({name: p_values[name] for name in ("variable", "test")})
+        shown = found.tests[["variable", "test"]].drop_duplicates()
         for rule in ("published", "corrected"):
-            shown[f"p {rule}"] = ["" if p != p else f"{p:.3g}" for p in p_values[rule]]
+            p_values = found.tests[found.tests["rule"] == rule].set_index(["variable", "test"])["p"]
+            known = [p_values.get(key, NAN) for key in zip(shown["variable"], shown["test"], strict=True)]
+            shown[f"p {rule}"] = ["" if p != p else f"{p:.3g}" for p in known]
         _print_table(" against ".join(found.pair), shown, ("variable", "test"), console)
 
 
