@@ -14,9 +14,9 @@ ORDER = [  # a module imports only from those that stand after it
     "losses", "transfer", "checkpoints", "ranks", "networks", "optimizers", "augment", "results", "report", "phantom",
     "scanner", "anatomy", "shapes", "conversion", "loader", "nodes", "cluster", "store", "opencase", "casefile", "decode",
     "native", "shard", "stage", "fetch", "geometry", "plan", "weights", "population", "cohort", "pictures", "figures",
-    "comparisons", "gaps", "detection", "roc", "resampling", "stats", "metrics", "surface", "surfels", "progress", "tracking",
-    "heartbeat", "splits", "duplicates", "cases", "parser", "config", "settings", "targets", "strides", "structures", "disk",
-    "errors",
+    "comparisons", "subgroups", "gaps", "detection", "roc", "resampling", "stats", "metrics", "surface", "surfels",
+    "progress", "tracking", "heartbeat", "splits", "duplicates", "cases", "parser", "config", "settings", "targets",
+    "strides", "structures", "disk", "errors",
 ]  # fmt: skip
 OWNERS = {
     "zarr": {"store"},

@@ -222,7 +222,7 @@ def test_the_verb_speaks_and_writes(
     assert found["by"] == "sex" and found["groups_compared"] == ["female", "male"]
     assert {row["group"] for row in found["table"]} == {"all", "female", "male", "unknown"}
     assert "sex" not in {row["variable"] for row in found["tests"]}
-    assert pd.read_csv(few.parent / "table.csv").loc[0, "corrected"] == 5
+    assert pd.read_csv(few.parent / "table.csv").loc[0, "corrected"] == "5"
     assert cli.main(["cohort", str(with_duct)]) == 0
     assert "dilated" in capsys.readouterr().out
 
