@@ -22,10 +22,28 @@ from pants_dist.stats import (
     sensitivity_specificity,
     t_interval,
 )
+from pants_dist.structures import LESION
 
 AGE_YEARS = (40, 50, 60, 70, 80)
 SLICE_MM = (1.0, 2.5, 5.0)
-TUMOR_MM = (20.0, 40.0)  # T1, T2 and T3 by the greatest diameter: AJCC Cancer Staging Manual, 8th edition
+TUMOR_MM = (20.0, 40.0)  # between T1, T2 and T3, by greatest diameter: AJCC Cancer Staging Manual, 8th edition, 2017
+LESION_MM3 = f"reference_mm3/{LESION}"
+
+
+def with_bands(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows as `evaluate` writes them with the columns age_band (years), slice_band and tumor_band (mm) added.
+
+    Of the columns age, spacing_z_mm and reference_mm3/pancreatic_lesion; where one is missing so is its band. The tumor's
+    size is the diameter of a sphere of its volume; tumor_band is "no tumor" where the reference has none.
+    """
+    found = rows.copy()
+    for name, column, edges in (("age_band", "age", AGE_YEARS), ("slice_band", "spacing_z_mm", SLICE_MM)):
+        if column in rows:
+            found[name] = bands(rows[column], edges)
+    if LESION_MM3 in rows:
+        sizes = bands(sphere_diameter_mm(rows[LESION_MM3]), TUMOR_MM)
+        found["tumor_band"] = np.where(as_floats(rows[LESION_MM3]) == 0, "no tumor", sizes)
+    return found
 
 
 def bands(values: Iterable[Any], edges: Sequence[float]) -> list[str]:

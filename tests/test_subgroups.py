@@ -23,6 +23,17 @@ def test_diameter_of_a_sphere() -> None:
     assert subgroups.sphere_diameter_mm([4000 / 3 * math.pi, 0, None]) == pytest.approx([20, 0, NAN], nan_ok=True)
 
 
+def test_rows_of_a_report_get_their_bands() -> None:
+    """Age, slice spacing and tumor size as bands; a volume of 0 is no tumor; a table without ages has no age band."""
+    mm3 = [0, 4000, 4500, None]  # spheres of 20 mm hold 4,189 mm3
+    rows = pd.DataFrame({"age": [39, 80, None, 55], "spacing_z_mm": [0.8, 5, 2.5, 1], "reference_mm3/pancreatic_lesion": mm3})
+    found = subgroups.with_bands(rows)
+    assert found["age_band"].tolist() == ["< 40", ">= 80", "unknown", "50 to < 60"]
+    assert found["slice_band"].tolist() == ["< 1", ">= 5", "2.5 to < 5", "1 to < 2.5"]
+    assert found["tumor_band"].tolist() == ["no tumor", "< 20", "20 to < 40", "unknown"]
+    assert "age_band" not in subgroups.with_bands(rows[["spacing_z_mm"]])
+
+
 def cases() -> pd.DataFrame:
     rng = np.random.default_rng(0)
     return pd.DataFrame(
@@ -67,7 +78,7 @@ def test_predictive_values_at_a_stated_prevalence() -> None:
 
 
 def test_adjusted_means_by_hand() -> None:
-    """Both centers lose 0.2 without contrast, which one has in 1 of 4 scans, the other in 3: at the half of all they are equal."""
+    """Both lose 0.2 without contrast, a in 3 of 4 scans and b in 1: at half of the scans, as in all, they are equal."""
     phase = ["non", "non", "non", "venous", "non", "venous", "venous", "venous"]
     dice = [0.6, 0.6, 0.6, 0.8, 0.6, 0.8, 0.8, 0.8]
     found = subgroups.adjusted_means(dice, ["a"] * 4 + ["b"] * 4, {"phase": phase})
