@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pants_dist.store import Store
 
 NEEDED = ("spacing", "ct phase", "sex", "age", "manufacturer", "site", "site detail", "site nationality", "tumor?")
-SEXES = {"F": "female", "M": "male"}
+SEXES = {"f": "female", "female": "female", "m": "male", "male": "male"}
 PHASES = {"Non-contrast": "non-contrast", "Venous": "portal venous", "Arterial": "arterial", "Delay": "delayed"}
 MAKERS = {"siemens": "Siemens", "ge": "GE", "philips": "Philips", "toshiba": "Toshiba"}  # by the first word
 AGE, SEX, IN_PLANE, SLICE = "age, years", "sex", "in-plane spacing, mm", "slice thickness, mm"
@@ -45,7 +45,7 @@ DUCT_STRUCTURE = "pancreatic_duct"
 
 
 def scans_of_metadata(path: Path) -> pd.DataFrame:
-    """Scans of PanTS's metadata.xlsx (or the same as CSV), one row a case: cells as released, spacing (n: i, j, k) in mm.
+    """Scans of PanTS's metadata.xlsx (or the same as CSV), one row a case: cells as released, spacing along array axes.
 
     Columns: split, center, phase, sex, age, manufacturer, nationality, tumor (1, 0 or NaN), spacing_mm_ijk. Raises
     UserError where the file cannot be read or lacks a column.
@@ -74,16 +74,16 @@ def scans_of_store(store: "Store", tell: Callable[[int, int], None]) -> pd.DataF
     """The same of a store's cases, and what masks and voxels say: tumors, volumes in cm3, HU, width of the duct in mm.
 
     Volumes and HU are the manifest's own, from the conversion; the duct's width takes a look at the voxels of each case
-    that has a duct, told as `tell(done, total)`. Not annotated, or not measured: NaN.
+    that has a duct, told as `tell(done, total)`. A tumor's volume is that of all in the scan; NaN where there is none.
     """
     columns = ("official_split", "center", "phase", "sex", "age", "manufacturer", "nationality", "tumor_flag")
     scans = store.frame(*columns).rename(columns={"official_split": "split", "tumor_flag": "tumor"})
     scans = scans.assign(tumor=scans["tumor"].astype("Float64").to_numpy(float, na_value=NAN))
-    rows = store.frame("metadata", "spacing_mm_zyx", "voxels", "audit", "annotated")
+    rows = store.frame("metadata", "spacing_mm_zyx", "voxels", "audit")
     scans["spacing_mm_ijk"] = [_spacing_ijk(*row) for row in zip(rows["metadata"], rows["spacing_mm_zyx"], strict=True)]
     measured = [_measured(row) for row in rows.drop(columns="metadata").to_dict("records")]
     scans = scans.assign(**pd.DataFrame(measured, rows.index))
-    with_duct = [case for case in scans.index if DUCT_STRUCTURE in store.voxels(case)]
+    with_duct = scans.index[store.holding(DUCT_STRUCTURE)[DUCT_STRUCTURE]]
     widths = dict.fromkeys(scans.index, NAN)
     for done, case in enumerate(with_duct, 1):
         widths[case] = duct_mm(store, case)
@@ -99,7 +99,7 @@ def _three(cell: str) -> tuple[float, float, float]:
 
 def _spacing_ijk(metadata: str, spacing_mm_zyx: Sequence[float]) -> tuple[float, float, float]:
     """As released; of other datasets the store's own, x, y, z."""
-    released = _three(json.loads(metadata).get("spacing", ""))
+    released = _three(str(json.loads(metadata).get("spacing", "")))
     z, y, x = spacing_mm_zyx
     return (x, y, z) if math.isnan(released[0]) else released
 
@@ -141,7 +141,7 @@ def published(scans: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         {
             AGE: scans["age"],
-            SEX: [SEXES.get(cell or "") for cell in scans["sex"]],
+            SEX: [SEXES.get((cell or "").casefold()) for cell in scans["sex"]],
             IN_PLANE: spacing[:, 0],
             SLICE: spacing[:, 2],
             PHASE: [_phase(cell) or PHASES["Non-contrast"] for cell in scans["phase"]],
@@ -159,7 +159,7 @@ def corrected(scans: pd.DataFrame) -> pd.DataFrame:
     variables = published(scans).assign(
         **{
             AGE: scans["age"].where(scans["age"] > 0),
-            SEX: [SEXES.get(tidy(cell or "")) for cell in scans["sex"]],
+            SEX: [SEXES.get(tidy(cell or "").casefold()) for cell in scans["sex"]],
             IN_PLANE: spacing[every, np.where(through == 0, 1, 0)],
             SLICE: spacing[every, through],
             PHASE: [_phase(cell) for cell in scans["phase"]],
