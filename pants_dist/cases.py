@@ -95,9 +95,10 @@ def listing(names: Iterable[str], most: int = 8) -> str:
     return ", ".join(ordered[:most]) + (f" and {len(ordered) - most} more" if len(ordered) > most else "")
 
 
-def read_metadata(path: Path) -> "pd.DataFrame":
+def read_metadata(path: Path, as_released: bool = False) -> "pd.DataFrame":
     """PanTS's metadata.xlsx (or the same table as CSV), cells as tidied text, indexed by case id.
 
+    `as_released` leaves blanks and odd characters in the cells, but for the ids.
     Raises UserError where the file cannot be read or has no column "PanTS ID", or an id twice.
     """
     import pandas as pd
@@ -110,11 +111,14 @@ def read_metadata(path: Path) -> "pd.DataFrame":
     except Exception as error:  # openpyxl, zipfile, csv and unicode each raise their own
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"metadata {path}: cannot be read ({reason}); give the released metadata.xlsx") from error
-    table = table.rename(columns=tidy).map(tidy)
+    table = table.rename(columns=tidy)
+    if not as_released:
+        table = table.map(tidy)
     if "PanTS ID" not in table:
         raise UserError(
             f'metadata {path}: no column "PanTS ID" among {listing(table.columns)}; give the released file'
         )
+    table["PanTS ID"] = table["PanTS ID"].map(tidy)
     if (twice := table["PanTS ID"].duplicated()).any():
         raise UserError(
             f"metadata {path}: case {table.loc[twice, 'PanTS ID'].iloc[0]} stands in it twice; keep one row"

@@ -130,6 +130,37 @@ def info(given: Given) -> int:
     return ends(0, after, given.store, to=sys.stderr if given.json else sys.stdout)
 
 
+def cohort(given: Given) -> int:
+    """The population table of a store or of metadata.xlsx, as published and put right, with tests of two groups."""
+    from rich.console import Console
+
+    from pants_dist import population
+
+    if given.out:
+        population.check_ending(given.out)
+    found = population.population(_scans_of(given.source), given.by)
+    if given.out:
+        population.write_table(given.out, found)
+    if given.json:
+        print(json.dumps(population.facts(found), indent=2, ensure_ascii=False))
+    else:
+        population.print_population(found, Console())
+    after = "pants-dist split --out split.json" if given.source.is_dir() else "pants-dist convert SRC STORE --metadata"
+    return ends(0, after, given.source, to=sys.stderr if given.json else sys.stdout)
+
+
+def _scans_of(source: Path) -> Any:
+    """The scans of a store's folder, or of a file of metadata."""
+    from pants_dist.cohort import scans_of_metadata, scans_of_store
+    from pants_dist.progress import shown
+    from pants_dist.store import open_store
+
+    if source.is_file():
+        return scans_of_metadata(source)
+    with shown("ducts") as tell:
+        return scans_of_store(open_store(source), tell)
+
+
 def bench(given: Given) -> int:
     """How fast this machine reads patches of a store, and how many readers its training needs."""
     from pants_dist import bench as measure
@@ -266,7 +297,16 @@ def _add_data_verbs(add: Callable[[Callable[[Given], int]], Parser]) -> None:
     verb = add(info)
     verb.add_argument("store", metavar="STORE", type=Path, help="folder of the store")
     verb.add_argument("--json", action="store_true", help="as JSON")
+    _add_cohort(add(cohort))
     _add_split(add(split))
+
+
+def _add_cohort(verb: Parser) -> None:
+    groups = ("split", "sex", "phase", "center", "manufacturer", "nationality")
+    verb.add_argument("source", metavar="STORE_OR_XLSX", type=Path, help="folder of a store, or PanTS's metadata.xlsx")
+    verb.add_argument("--by", choices=groups, default="split", help="the groups (default: %(default)s, the official one)")
+    verb.add_argument("--json", action="store_true", help="every figure of every group as JSON")
+    verb.add_argument("--out", metavar="FILE", type=Path, help="the table as FILE.csv or FILE.md, too")
 
 
 def _add_split(verb: Parser) -> None:
