@@ -132,8 +132,10 @@ def wire(app: Dash, runs: Path) -> None:
         return _head(runs, chosen[0], beats) if chosen else "no run ticked", no_update if version == before else version
 
     figures = [Output(key, "figure") for key in CURVES]
+
     @app.callback(*figures, Output("tiles", "children"), Output("notes", "children"), Input("version", "data"),
-                  Input("smoothing", "value"), Input("x", "value"), Input("dark", "checked"), State("runs", "value"))  # fmt: skip
+                  Input("smoothing", "value"), Input("x", "value"), Input("dark", "checked"),
+                  State("runs", "value"))  # fmt: skip
     def drawn(_: Any, smoothing: float, x: str, dark: bool | None, chosen: list[str]) -> tuple[Any, ...]:
         found = {name: folders.curves_of(folders.run_folder(runs, name)) for name in chosen}
         shown = [plots.curves_figure(found, names, smoothing, x, bool(dark)) for _, names in CURVES.values()]

@@ -68,7 +68,8 @@ def centers_figure(centers: pd.DataFrame, structures: Sequence[str], metric: str
                    hovertemplate="%{customdata}: n %{y}<extra></extra>")  # fmt: skip
     values = ordered[[f"dsc/{name}" for name in structures]].to_numpy().T
     figure.add_heatmap(z=values, x=ordered.index, y=list(structures), colorscale="Viridis", zmin=0, zmax=1, row=3, col=1,
-                       colorbar={"len": 0.28, "y": 0.13, "thickness": 10}, hovertemplate="%{y} %{z:.3f}<extra></extra>")  # fmt: skip
+                       colorbar={"len": 0.28, "y": 0.13, "thickness": 10},
+                       hovertemplate="%{y} %{z:.3f}<extra></extra>")  # fmt: skip
     figure.update_yaxes(title_text="Dice, 95 % CI", row=1, col=1)
     figure.update_yaxes(title_text="cases", type="log" if len(ordered) > 20 else "linear", row=2, col=1)
     ticks = list(range(len(names))) if len(names) <= 30 else []
