@@ -182,7 +182,7 @@ def test_the_page_in_a_browser(browser, address: str, runs: Path) -> None:
     Tracker(runs / "first", {}, 100, "off", True).log(50, {"train/loss": 1.0})
     until(browser, "document.getElementById('head').innerText.includes('50 / 100')")
     until(browser, "document.querySelector('#loss .js-plotly-plot').data[0].x.slice(-1)[0] == 50")
-    browser.find_elements("css selector", "#runs input")[1].click()
+    browser.find_elements("css selector", "nav input[type=checkbox]")[1].click()
     until(browser, "document.querySelector('#loss .js-plotly-plot').data.length == 4")
     browser.execute_script("document.getElementById('dark').click()")
     until(browser, "document.documentElement.dataset.mantineColorScheme == 'dark'")

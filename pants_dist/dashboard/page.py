@@ -21,7 +21,7 @@ CURVES = {
     "rate": ("Samples a second", ("train/samples_per_s",)),
     "wait": ("Share of time spent waiting for data", ("loader/wait_fraction",)),
 }
-PLAIN = {"displayModeBar": False, "responsive": True}
+PLAIN: Any = {"displayModeBar": False, "responsive": True}
 
 
 class Heartbeats:
