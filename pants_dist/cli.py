@@ -247,6 +247,19 @@ def report(given: Given) -> int:
     return ends(0, "open", given.out / "report.html")
 
 
+def dashboard(given: Given) -> int:
+    """A read-only web page over run folders: curves, centers, worst cases; on this machine's loopback only."""
+    if given.export:
+        from pants_dist.dashboard.export import export as write_page
+
+        write_page(given.runs, given.export)
+        return ends(0, "open", given.export)
+    from pants_dist.dashboard.server import serve
+
+    serve(given.runs, given.port)
+    return 0
+
+
 def _print_centers(rows: Any, by: str = "center") -> None:
     from rich.console import Console
 
@@ -344,6 +357,10 @@ def _add_run_verbs(add: Callable[[Callable[[Given], int]], Parser]) -> None:
     verb.add_argument(
         "--out", metavar="DIR", type=Path, default=Path("report"), help="folder for report.html (default %(default)s)"
     )
+    verb = add(dashboard)
+    verb.add_argument("runs", metavar="RUNS", type=Path, help="the folder of all runs, or that of one")
+    verb.add_argument("--port", metavar="N", type=int, default=0, help="where to listen (default: a free port)")
+    verb.add_argument("--export", metavar="FILE.html", type=Path, help="write one self-contained file instead")
 
 
 def run(words: Sequence[str]) -> int:

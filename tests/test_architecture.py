@@ -25,6 +25,7 @@ OWNERS = {
     "lightning": {"model", "train", "callbacks", "checkpoints"},
     "wandb": {"tracking"},
     "nibabel": {"conversion.nifti"},
+    "dash": {"dashboard.page", "dashboard.server"},
 }
 CONVERSION_MAY_IMPORT = {"store", "opencase", "casefile", "shard", "cases", "structures", "cluster", "disk", "errors"}
 

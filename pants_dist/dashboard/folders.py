@@ -1,0 +1,195 @@
+"""What lies in run folders, read without writing and in bounded bytes. A damaged file becomes a note, never an error.
+
+A folder that was copied without its checkpoints or its store reads the same.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pants_dist.errors import UserError
+from pants_dist.report import center_table
+from pants_dist.results import read_rows, structures_of
+from pants_dist.tracking import read_summary
+
+MOST_BYTES = 64 * 2**20  # of one metrics.jsonl; of a longer one the end is read
+MOST_POINTS = 1_000  # of one curve that are sent to the page
+MOST_PICTURES = 6
+
+
+@dataclass
+class Curves:
+    """Lines of one metrics.jsonl by step, the steps at which an attempt began anew, and what could not be read."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    requeues: list[int] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def series(self, metric: str, x: str = "step") -> tuple[list[float], list[float]]:
+        """x and y of one metric, thinned to MOST_POINTS; `x` is "step" or "time" (hours since the first line)."""
+        found = [row for row in self.rows if isinstance(row.get(metric), int | float)]
+        begin = self.rows[0]["time"] if self.rows else 0.0
+        places = [float(row["step"]) if x == "step" else (row["time"] - begin) / 3600 for row in found]
+        return thinned(places, [float(row[metric]) for row in found])
+
+
+@dataclass
+class Results:
+    """Rows of the cases that a run was scored on, one row a center, and what could not be read."""
+
+    cases: pd.DataFrame = field(default_factory=pd.DataFrame)
+    centers: pd.DataFrame = field(default_factory=pd.DataFrame)
+    structures: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def run_names(runs: Path) -> list[str]:
+    """Names of the runs in a folder, newest heartbeat first; "." where the folder itself is a run.
+
+    Raises UserError where there is none.
+    """
+    if not runs.is_dir():
+        raise UserError(f"dashboard {runs}: no such folder; give the folder of all runs, or that of one")
+    if _is_run(runs):
+        return ["."]
+    found = [folder for folder in (*runs.glob("*/"), *runs.glob("*/*/")) if _is_run(folder)]
+    if not found:
+        raise UserError(f"dashboard {runs}: no run there; start one with pants-dist train")
+    return [str(folder.relative_to(runs)) for folder in sorted(found, key=_last_written, reverse=True)]
+
+
+def run_folder(runs: Path, name: str) -> Path:
+    """The folder of a run. Raises UserError for a name that leads out of `runs`, also over a link."""
+    folder = (runs / name).resolve()
+    if not folder.is_relative_to(runs.resolve()):
+        raise UserError(f"dashboard: {name!r} lies outside {runs}; only what is inside is shown")
+    return folder
+
+
+def summary_of(run: Path) -> tuple[dict[str, Any], str]:
+    """summary.json and a note: "" or why there is none."""
+    try:
+        found = read_summary(run)
+    except (OSError, ValueError) as error:
+        return {}, f"summary.json cannot be read ({_first_line(error)})"
+    return found, "" if found else "summary.json is not there"
+
+
+def curves_of(run: Path) -> Curves:
+    """The curves as a run without interruptions would have drawn them: steps that were done again count once, as the
+    later attempt saw them. Time is linear in the lines. A torn last line is left out."""
+    path, curves = run / "metrics.jsonl", Curves()
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - MOST_BYTES))
+            lines = file.read(MOST_BYTES).splitlines()
+    except OSError as error:
+        curves.notes.append(f"metrics.jsonl: {error.strerror}")
+        return curves
+    if size > MOST_BYTES:
+        curves.notes.append(f"metrics.jsonl: only its last {MOST_BYTES >> 20} MB are shown")
+    damaged = 0
+    for place, line in enumerate(lines):
+        row = _parsed(line)
+        if row:
+            _append(curves, row)
+        elif 0 < place < len(lines) - 1:
+            damaged += 1
+    if damaged:
+        curves.notes.append(f"metrics.jsonl: {damaged} lines cannot be read")
+    return curves
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return {}
+    whole = isinstance(row, dict) and all(isinstance(row.get(key), int | float) for key in ("step", "attempt", "time"))
+    return row if whole else {}
+
+
+def _append(curves: Curves, row: dict[str, Any]) -> None:
+    """Add a line; one of a new attempt first takes away what the attempt does again."""
+    rows = curves.rows
+    if rows and rows[-1]["attempt"] != row["attempt"]:
+        while rows and rows[-1]["step"] >= row["step"]:
+            rows.pop()
+        curves.requeues = [step for step in curves.requeues if step < row["step"]] + [row["step"]]
+    if rows and rows[-1]["step"] == row["step"]:
+        rows[-1] = rows[-1] | row
+    else:
+        rows.append(row)
+
+
+def thinned(x: Sequence[float], y: Sequence[float], most: int = MOST_POINTS) -> tuple[list[float], list[float]]:
+    """At most `most` points of a curve: the lowest and the highest of each of most / 2 equal parts, so that no spike goes."""
+    if len(x) <= most:
+        return list(x), list(y)
+    kept: list[int] = []
+    for part in range(most // 2):
+        span = range(part * len(x) // (most // 2), (part + 1) * len(x) // (most // 2))
+        kept += sorted({min(span, key=y.__getitem__), max(span, key=y.__getitem__)})
+    return [x[n] for n in kept], [y[n] for n in kept]
+
+
+def smoothed(y: Sequence[float], weight: float) -> list[float]:
+    """Exponential moving average with the bias of its start taken out (Kingma & Ba 2015, section 3); 0 leaves y as it is."""
+    found, mean, share = [], 0.0, 0.0
+    for value in y:
+        mean, share = weight * mean + (1 - weight) * value, weight * share + (1 - weight)
+        found.append(mean / share)
+    return found
+
+
+def results_of(run: Path) -> Results:
+    """Rows of the evaluation, else of the last validation; empty where the run was not scored yet."""
+    tables = sorted(run.glob("evaluation/*/cases.parquet")) or sorted(run.glob("validation/*/cases.parquet"))[-1:]
+    results, parts = Results(), []
+    for path in tables:
+        try:
+            parts.append(read_rows(path))
+        except UserError as error:
+            results.notes.append(str(error))
+    if parts:
+        results.cases = pd.concat(parts, ignore_index=True).drop_duplicates("case", keep="last")
+        results.structures = structures_of(results.cases)
+        columns = [f"dsc/{name}" for name in results.structures]
+        results.cases["dsc"] = results.cases[columns].mean(axis=1)
+        results.centers = center_table(results.cases, results.structures)
+        results.centers["dsc"] = results.centers[columns].mean(axis=1)
+    return results
+
+
+def pictures_of(run: Path, cases: pd.DataFrame) -> list[tuple[str, str, float]]:
+    """(path inside the run, case, mean Dice) of the worst cases that were drawn, worst first."""
+    paths = {path.stem: path for path in sorted(run.glob("*/*/worst/*.png"))}
+    drawn = cases[cases["case"].isin(paths)].sort_values("dsc") if len(cases) else cases
+    rows = drawn.head(MOST_PICTURES).to_dict("records")
+    return [(str(paths[row["case"]].relative_to(run)), row["case"], row["dsc"]) for row in rows]
+
+
+def picture_file(runs: Path, name: str) -> Path:
+    """The PNG of a worst case by its path inside `runs`. Raises UserError for any other file, and for one outside."""
+    path = run_folder(runs, name)
+    if path.suffix != ".png" or path.parent.name != "worst" or not path.is_file():
+        raise UserError(f"dashboard: {name!r} is no picture of a case")
+    return path
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "summary.json").is_file() or (folder / "metrics.jsonl").is_file()
+
+
+def _last_written(folder: Path) -> float:
+    times = [(folder / name).stat().st_mtime for name in ("summary.json", "metrics.jsonl") if (folder / name).is_file()]
+    return max(times, default=0.0)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

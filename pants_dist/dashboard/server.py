@@ -1,0 +1,55 @@
+"""The page behind a WSGI server on loopback, and the address that opens it."""
+
+import socket
+from pathlib import Path
+
+from dash import Dash
+from flask import Response, send_file
+from waitress.server import create_server
+
+from pants_dist.dashboard import folders, page
+from pants_dist.dashboard.guard import guard, new_token
+from pants_dist.errors import UserError
+
+LOOPBACK = "127.0.0.1"
+
+
+def make_app(runs: Path, token: str) -> Dash:
+    """The page over `runs`, for those who have the token. Raises UserError where there is no run."""
+    app = Dash(__name__, title="pants-dist", update_title="", serve_locally=True)
+    app.layout = lambda: page.layout(folders.run_names(runs))
+    folders.run_names(runs)
+    guard(app.server, token)
+    page.wire(app, runs)
+
+    @app.server.route("/picture/<path:name>")
+    def picture(name: str) -> Response:
+        try:
+            return send_file(folders.picture_file(runs, name))
+        except UserError as error:
+            return Response(f"404: {error}\n", 404, mimetype="text/plain")
+
+    return app
+
+
+def listen(runs: Path, port: int, token: str):  # type: ignore[no-untyped-def]  # waitress has no types
+    """A server that listens, on a free port where `port` is 0; `.run()` serves until interrupted.
+
+    Raises UserError where the port is taken or there is no run.
+    """
+    app = make_app(runs.absolute(), token)
+    try:
+        return create_server(app.server, host=LOOPBACK, port=port, threads=4, ident=None)
+    except (OSError, OverflowError) as error:
+        raise UserError(f"--port {port}: cannot listen there ({error}); leave it out to take a free one") from error
+
+
+def serve(runs: Path, port: int) -> None:
+    """Print the address and the tunnel that leads to it from elsewhere, and serve until interrupted."""
+    token = new_token()
+    server = listen(runs, port, token)
+    chosen, host = server.effective_port, socket.gethostname()
+    print(f"Open http://{LOOPBACK}:{chosen}/?token={token}")
+    print(f"From another machine, first: ssh -N -L {chosen}:{LOOPBACK}:{chosen} {host}")
+    print(f"On a compute node: ssh -N -J LOGIN_NODE -L {chosen}:{LOOPBACK}:{chosen} {host}", flush=True)
+    server.run()

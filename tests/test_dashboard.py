@@ -1,0 +1,196 @@
+"""The dashboard: run folders read, the door guarded, and the real page driven in a real headless Chromium."""
+
+import json
+import os
+import shutil
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pants_dist.dashboard import folders
+from pants_dist.dashboard.export import export
+from pants_dist.dashboard.server import listen, make_app
+from pants_dist.errors import UserError
+from pants_dist.evaluate import write_tables
+from pants_dist.tracking import Tracker
+
+TOKEN = "t" * 43
+EVIL = "<img src=x onerror=document.title='taken'>"
+
+
+def write_run(run: Path, steps: int = 40) -> Tracker:
+    """A run folder as training and evaluation leave it, with two seen and two held-out centers."""
+    run.mkdir(parents=True)
+    tracker = Tracker(run, {}, 100, "off", True)
+    for step in range(10, steps + 1, 10):
+        tracker.log(step, {"train/loss": 2 - step / 100, "loader/wait_fraction": 0.05, "train/samples_per_s": 12.0})
+    rng, rows = np.random.default_rng(0), []
+    for number in range(24):
+        center = number % 4
+        row = {"case": f"case{number}", "center": EVIL if center == 3 else f"Center {center}", "center_kind": "single"}
+        row |= {"split": "val_seen", "seen": center < 2, "lesion_present": number % 3 > 0, "lesion_predicted": number % 2 > 0}
+        rows.append(row | {f"dsc/{name}": 0.9 - 0.1 * center + 0.02 * rng.normal() for name in ("liver", "pancreas")})
+    write_tables(run / "evaluation" / "val_seen", rows, ("liver", "pancreas"))
+    return tracker
+
+
+def test_steps_done_again_count_once(tmp_path: Path) -> None:
+    """After a requeue the later attempt's lines stand, the requeue is marked, and a torn last line is left out."""
+    lines = [(1, 10, 1.0), (1, 20, 0.9), (1, 30, 0.8), (2, 20, 0.7), (2, 30, 0.6)]
+    text = "".join(json.dumps({"step": s, "attempt": a, "time": 0.0, "train/loss": y}) + "\n" for a, s, y in lines)
+    (tmp_path / "metrics.jsonl").write_text(text + '{"step": 40, "att')
+    curves = folders.curves_of(tmp_path)
+    assert curves.series("train/loss") == ([10, 20, 30], [1.0, 0.7, 0.6])
+    assert curves.requeues == [20] and curves.notes == []
+
+
+def test_long_curves_are_thinned_and_keep_their_spikes(tmp_path: Path) -> None:
+    """Of 20,000 lines at most 1,000 points are sent, among them the only spike; of a huge file the end is read."""
+    values = [1.0] * 20_000
+    values[12_345] = 9.0
+    x, y = folders.thinned(range(20_000), values)
+    assert len(x) <= folders.MOST_POINTS and (12_345, 9.0) in zip(x, y, strict=True)
+
+
+def test_bytes_read_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a metrics.jsonl above the limit the last lines are shown, and the page says so."""
+    row = {"attempt": 1, "time": 0.0, "train/loss": 1.0}
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row | {"step": step}) + "\n" for step in range(60_000)))
+    monkeypatch.setattr(folders, "MOST_BYTES", 2**20)
+    curves = folders.curves_of(tmp_path)
+    assert curves.rows[-1]["step"] == 59_999 and len(curves.rows) < 20_000
+    assert curves.notes == ["metrics.jsonl: only its last 1 MB are shown"]
+
+
+def test_smoothing_starts_without_bias() -> None:
+    """A constant stays itself; two values are weighted as by hand: (0.5 * 0.5 * 1 + 0.5 * 3) / 0.75."""
+    assert folders.smoothed([2.0, 2.0, 2.0], 0.9) == pytest.approx([2.0, 2.0, 2.0])
+    assert folders.smoothed([1.0, 3.0], 0.5) == pytest.approx([1.0, 1.75 / 0.75])
+
+
+def test_damage_becomes_a_note(tmp_path: Path) -> None:
+    """A malformed table, a damaged summary and a folder that has gone leave notes, and nothing is raised."""
+    (tmp_path / "evaluation" / "test").mkdir(parents=True)
+    (tmp_path / "evaluation" / "test" / "cases.parquet").write_bytes(b"PAR1 not really")
+    (tmp_path / "summary.json").write_text("{")
+    assert "cases.parquet" in folders.results_of(tmp_path).notes[0]
+    assert folders.summary_of(tmp_path)[1].startswith("summary.json cannot be read")
+    assert folders.curves_of(tmp_path / "gone").notes == ["metrics.jsonl: No such file or directory"]
+
+
+@pytest.mark.parametrize("name", ["../secret", "run/../../secret", "/etc", "link"])
+def test_paths_outside_are_refused(tmp_path: Path, name: str) -> None:
+    """Neither dots, nor an absolute path, nor a link leads out of RUNS."""
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    (runs / "link").symlink_to(tmp_path)
+    with pytest.raises(UserError, match="outside"):
+        folders.run_folder(runs, name)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dashboard") / "runs"
+    write_run(folder / "first")
+    write_run(folder / EVIL.replace("/", ""))
+    os.utime(folder / "first" / "summary.json", (time.time() + 60,) * 2)  # the newest comes first
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(runs: Path) -> Iterator[str]:
+    server = listen(runs, 0, TOKEN)
+    threading.Thread(target=server.run, daemon=True).start()
+    yield f"http://127.0.0.1:{server.effective_port}"
+    server.close()
+
+
+@pytest.mark.parametrize("path", ["/", "/?token=wrong", "/assets/page.css", "/_dash-layout", "/picture/a"])
+def test_no_token_no_answer(address: str, path: str) -> None:
+    """Without the token all is 403: the page, its assets, its call-backs, pictures."""
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(address + path)
+    assert refused.value.code == 403
+
+
+def test_the_token_becomes_a_cookie(runs: Path) -> None:
+    """The address loses the token; the cookie is HttpOnly and SameSite; call-backs and foreign hosts are refused."""
+    client = make_app(runs, TOKEN).server.test_client()
+    assert client.post("/_dash-update-component", json={}).status_code == 403
+    answer = client.get(f"/?token={TOKEN}")
+    assert (answer.status_code, answer.headers["Location"]) == (303, "/")
+    assert "HttpOnly" in answer.headers["Set-Cookie"] and "SameSite=Strict" in answer.headers["Set-Cookie"]
+    assert client.get("/").status_code == 200
+    assert client.get("/", headers={"Host": "evil.example"}).status_code == 403
+    assert client.get("/picture/first/summary.json").status_code == 404
+    assert client.get("/picture/..%2f..%2fetc/worst/x.png").status_code == 404
+
+
+def test_only_loopback_and_free_ports(address: str, runs: Path) -> None:
+    """The server listens on 127.0.0.1; a port that is taken is refused in one line."""
+    with pytest.raises(UserError, match="leave it out"):
+        listen(runs, int(address.rpartition(":")[2]), TOKEN)
+
+
+def test_export_is_one_file_with_names_escaped(runs: Path, tmp_path: Path) -> None:
+    """The file loads nothing from elsewhere and holds every run; a center named like a tag stays text."""
+    before = sorted((path, path.stat().st_mtime_ns) for path in runs.rglob("*"))
+    export(runs, tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert "<h1>first</h1>" in text and "&lt;img src=x" in text and "<td><img" not in text
+    assert "<script src" not in text and "<link" not in text
+    assert before == sorted((path, path.stat().st_mtime_ns) for path in runs.rglob("*"))
+
+
+@pytest.fixture(scope="module")
+def browser(address: str):
+    from selenium import webdriver
+
+    if not shutil.which("chromedriver"):
+        assert not os.environ.get("CI"), "CI needs chromium-driver"
+        pytest.skip("no chromedriver here")
+    options = webdriver.ChromeOptions()
+    for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1560,1700", "--disable-gpu"):
+        options.add_argument(word)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+    driver.get(f"{address}/?token={TOKEN}")
+    yield driver
+    driver.quit()
+
+
+def until(browser, script: str, seconds: float = 40) -> object:
+    """What a script returns once it is true."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    return WebDriverWait(browser, seconds).until(lambda driver: driver.execute_script("return " + script))
+
+
+def test_the_page_in_a_browser(browser, address: str, runs: Path) -> None:
+    """It draws, shows names as text, follows a writer, turns dark; no error on the console, no request off loopback."""
+    until(browser, "document.querySelectorAll('.js-plotly-plot .main-svg').length > 8")
+    until(browser, "document.querySelectorAll('.ag-center-cols-container .ag-row').length == 4")
+    assert browser.current_url == address + "/" and browser.title == "pants-dist"
+    assert "40 / 100" in until(browser, "document.getElementById('head').innerText")
+    assert EVIL in browser.execute_script("return document.getElementById('table').innerText")
+    Tracker(runs / "first", {}, 100, "off", True).log(50, {"train/loss": 1.0})
+    until(browser, "document.getElementById('head').innerText.includes('50 / 100')")
+    until(browser, "document.querySelector('#loss .js-plotly-plot').data[0].x.slice(-1)[0] == 50")
+    browser.find_elements("css selector", "nav input[type=checkbox]")[1].click()
+    until(browser, "document.querySelector('#loss .js-plotly-plot').data.length == 4")
+    browser.execute_script("document.getElementById('dark').click()")
+    until(browser, "document.documentElement.dataset.mantineColorScheme == 'dark'")
+    if folder := os.environ.get("SCREENSHOTS"):
+        time.sleep(2)
+        browser.save_screenshot(f"{folder}/dark.png")
+    errors = [line["message"] for line in browser.get_log("browser") if line["level"] == "SEVERE"]
+    assert [line for line in errors if "favicon" not in line] == []
+    events = [json.loads(line["message"])["message"] for line in browser.get_log("performance")]
+    asked = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    assert asked and all(url.startswith((address, "data:", "blob:")) for url in asked)
