@@ -11,6 +11,7 @@ from small import make_store
 from sources import write_pants
 
 from pants_dist import __version__, cli
+from pants_dist.parser import run_name_of, settings_of
 
 HEAVY = ("torch", "ray", "lightning", "monai", "zarr", "pandas", "numpy", "jsonargparse")
 
@@ -146,9 +147,9 @@ def test_settings_may_stand_before_the_config(tmp_path: Path) -> None:
         "[A, B c]",
     ]
     given = cli.build_parser()[0].parse_args(words)
-    settings = cli.settings_of(given)
+    settings = settings_of(given)
     assert (settings.optim.lr, settings.train.steps, settings.data.held_out_centers) == (0.5, 4, ("A", "B c"))
-    assert cli.run_name_of(given) == "mine"
+    assert run_name_of(given) == "mine"
 
 
 def test_info_tells_people_and_programs(store: Path, capsys: pytest.CaptureFixture) -> None:
