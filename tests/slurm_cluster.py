@@ -16,6 +16,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import psutil
+from small import comm
+
 NEEDS = ("munged", "slurmctld", "slurmd", "sbatch")
 CONF = """
 ClusterName=test
@@ -85,16 +88,15 @@ class Cluster:
         subprocess.run(["slurmd", "-N", name], env=self.environment, check=True, timeout=30)
 
     def lose_node(self, name: str) -> None:
-        """Kill its slurmd and all that runs below it, and tell the controller at once."""
-        victims = [int((self.folder / f"{name}.pid").read_text())]
-        victims += [pid for pid, words in processes() if f"SLURMD_NODENAME={name}" in words]
-        for pid in (*victims, *self._steps_of(name)):
+        """Kill its slurmd and all that runs below it, and tell the controller at once.
+
+        First those that would still report how a job ended: a node that loses its power says nothing.
+        """
+        below = [pid for pid, words in processes() if f"SLURMD_NODENAME={name}" in words]
+        reporting = {pid for job in below for pid in ancestors(job) if comm(pid) == "slurmstepd"}
+        for pid in (int((self.folder / f"{name}.pid").read_text()), *reporting, *below):
             kill(pid)
         self.call("scontrol", "update", f"nodename={name}", "state=down", "reason=lost")
-
-    def _steps_of(self, name: str) -> list[int]:
-        sockets = str(self.folder / f"spool.{name}")
-        return [pid for pid in pids() if any(sockets in file for file in open_files(pid))]
 
 
 @contextmanager
@@ -161,10 +163,10 @@ def processes() -> Iterator[tuple[int, set[str]]]:
             continue
 
 
-def open_files(pid: int) -> list[str]:
+def ancestors(pid: int) -> list[int]:
     try:
-        return [os.readlink(file) for file in Path(f"/proc/{pid}/fd").iterdir()]
-    except OSError:
+        return [parent.pid for parent in psutil.Process(pid).parents()]
+    except psutil.NoSuchProcess:
         return []
 
 
