@@ -165,6 +165,16 @@ def train(given: Given) -> int:
     return ends(code, "pants-dist evaluate", run)
 
 
+def sync(given: Given) -> int:
+    """Upload runs to Weights & Biases: what it lacks of them, each step once; the same command again goes on."""
+    from pants_dist.uploads import sync as upload_runs
+
+    done = upload_runs(given.runs, given.workers, lambda one: print(f"{one.run}: {one.words}", flush=True))
+    if any(one.failed for one in done):
+        return ends(1, "mend what is said above, then: pants-dist sync", *given.runs)
+    return ends(0, "pants-dist status", given.runs[0])
+
+
 def evaluate(given: Given) -> int:
     """Score a run's cases one by one, and report by center."""
     from pants_dist.evaluate import evaluate as score_run
@@ -258,6 +268,9 @@ def _add_run_verbs(add: Callable[[Callable[[Given], int]], Parser]) -> None:
     verb = add(train)
     verb.usage = "pants-dist train --config FILE [--run-name NAME] [--section.setting VALUE ...]"
     add_train(verb)
+    verb = add(sync)
+    verb.add_argument("runs", metavar="RUNS", type=Path, nargs="+", help="run folders, or folders of runs")
+    verb.add_argument("--workers", metavar="N", type=int, default=4, help="runs at a time (default %(default)s)")
     verb = add(evaluate)
     verb.add_argument("run", metavar="RUN", type=Path, help="folder of the run")
     verb.add_argument("--split", metavar="NAME", help="train, val_seen, held_out or test (default: the middle two)")

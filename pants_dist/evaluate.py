@@ -25,7 +25,7 @@ from pants_dist.errors import UserError
 from pants_dist.heartbeat import doing
 from pants_dist.metrics import score_case
 from pants_dist.model import Intensity, Segmenter
-from pants_dist.pictures import draw_case
+from pants_dist.pictures import draw_case, plane_of, write_plane
 from pants_dist.splits import SPLITS, Splits, read_split, splits_of
 from pants_dist.store import Store, open_store
 from pants_dist.structures import LESION, PANCREAS
@@ -47,6 +47,7 @@ COPIED = (
 )
 DEFAULT_SPLITS = ("val_seen", "held_out")
 WORST = 6  # pictures a split keeps
+SHOWN_CENTERS = 32  # at most have a metric of their own; the table has all
 
 
 @dataclass(frozen=True)
@@ -110,13 +111,13 @@ def score(store: Store, model: Segmenter, settings: Settings, case: str, split: 
 
 def score_cases(
     store: Store, model: Segmenter, settings: Settings, cases: Iterable[str], splits: Splits
-) -> Iterator[dict[str, Any]]:
-    """Rows of these cases, in order, as validation during training wants them."""
+) -> Iterator[Scored]:
+    """These cases, scored in order, as validation during training wants them."""
     seen = seen_cases(store, splits)
     model.eval()
     for case in cases:
         doing("validation")
-        yield score(store, model, settings, case, splits.by_case[case], seen[case]).row
+        yield score(store, model, settings, case, splits.by_case[case], seen[case])
     model.train()
 
 
@@ -138,7 +139,10 @@ def validation_cases(store: Store, settings: Settings, splits: Splits) -> list[s
 
 
 def ood_metrics(rows: list[dict[str, Any]], structures: tuple[str, ...]) -> dict[str, float]:
-    """Metric names of a validation: val/ over seen centers, val_ood/ over held-out ones, val/center/<center>/dsc."""
+    """Metric names of a validation: val/ over seen centers, val_ood/ over held-out ones, val/center/<center>/dsc.
+
+    The latter of SHOWN_CENTERS centers at most: those with the most cases, which are the same at every validation.
+    """
     table = pd.DataFrame(rows)
     if table.empty:
         return {}
@@ -149,7 +153,8 @@ def ood_metrics(rows: list[dict[str, Any]], structures: tuple[str, ...]) -> dict
         metrics |= {
             f"{prefix}/{name}": float(part[name].mean()) for name in ("dsc", *columns) if part[name].notna().any()
         }
-    by_center = table.groupby("center")["dsc"].mean().dropna()
+    shown = table.groupby("center").size().sort_values(ascending=False, kind="stable").index[:SHOWN_CENTERS]
+    by_center = table.groupby("center")["dsc"].mean()[sorted(shown)].dropna()
     return metrics | {f"val/center/{center}/dsc": float(value) for center, value in by_center.items()}
 
 
@@ -249,8 +254,7 @@ class Rows:
         lines = _whole_lines(self.path)
         if not lines or lines[0] != head:
             self.path.write_text(json.dumps(head) + "\n")
-            for picture in (folder / "worst").glob("*.png"):
-                picture.unlink()
+            forget_pictures(folder / "worst", [picture.stem for picture in (folder / "worst").glob("*.png")])
             lines = [head]
         else:
             self.path.write_text("".join(json.dumps(line) + "\n" for line in lines))  # without a torn last line
@@ -278,21 +282,30 @@ def mean_dice(row: dict[str, Any]) -> float:
     return float(np.mean(values)) if values else 1.0
 
 
+def worst_of(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """The cases that pictures are kept of, the worst first."""
+    return [row["case"] for row in sorted(rows, key=lambda row: (mean_dice(row), row["case"]))[:WORST]]
+
+
 def keep_picture(folder: Path, scored: Scored, others: list[dict[str, Any]]) -> None:
-    """Draw a case if it is among the worst so far; the picture that it displaces goes."""
-    ranked = sorted([*others, scored.row], key=lambda row: (mean_dice(row), row["case"]))[:WORST]
-    if scored.row not in ranked:
+    """Draw a case if it is among the worst so far, as CASE.png and CASE.npz; those that it displaces go."""
+    case, ranked = scored.row["case"], worst_of([*others, scored.row])
+    if case not in ranked:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = {f"{row['case']}.png" for row in ranked}
-    for picture in folder.glob("*.png"):
-        if picture.name not in wanted:
-            picture.unlink()
-    title = f"{scored.row['case']} · {scored.row['center']} · mean Dice {mean_dice(scored.row):.2f}"
+    forget_pictures(folder, set(worst_of(others)) - set(ranked))
+    title = f"{case} · {scored.row['center']} · mean Dice {mean_dice(scored.row):.2f}"
     shown = [name for name in (PANCREAS, LESION) if name in scored.reference] or list(scored.reference)[:1]
     reference, prediction = ({name: masks[name] for name in shown} for masks in (scored.reference, scored.prediction))
-    path = folder / f"{scored.row['case']}.png"
-    draw_case(scored.image_zyx, reference, prediction, scored.spacing_mm_zyx, path, title)
+    draw_case(scored.image_zyx, reference, prediction, scored.spacing_mm_zyx, folder / f"{case}.png", title)
+    write_plane(folder / f"{case}.npz", plane_of(scored.image_zyx, reference, prediction, title))
+
+
+def forget_pictures(folder: Path, cases: Iterable[str]) -> None:
+    """Remove what `keep_picture` made of these cases."""
+    for case in cases:
+        for ending in ("png", "npz"):
+            (folder / f"{case}.{ending}").unlink(missing_ok=True)
 
 
 def facts_of(settings: Settings, checkpoint: str) -> dict[str, str]:

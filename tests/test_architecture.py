@@ -10,18 +10,18 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 ORDER = [  # a module imports only from those that stand after it
     "__main__", "cli", "submitting", "demo", "doctor", "pipeline", "status", "jobs", "preflight", "queue", "submit", "site",
-    "dashboard", "info", "freeze", "bench", "launch", "agent", "train", "callbacks", "evaluate", "model", "memory",
-    "losses", "transfer", "checkpoints", "ranks", "networks", "optimizers", "augment", "results", "report", "phantom",
+    "dashboard", "info", "freeze", "bench", "launch", "agent", "train", "uploads", "mirror", "callbacks", "evaluate", "model",
+    "memory", "losses", "transfer", "checkpoints", "ranks", "networks", "optimizers", "augment", "results", "report", "phantom",
     "scanner", "anatomy", "shapes", "conversion", "loader", "nodes", "cluster", "store", "opencase", "casefile", "decode",
-    "native", "shard", "stage", "fetch", "geometry", "plan", "weights", "cohort", "pictures", "figures", "comparisons",
-    "gaps", "detection", "roc", "resampling", "stats", "metrics", "surface", "surfels", "progress", "tracking", "heartbeat",
-    "splits", "duplicates", "cases", "parser", "config", "settings", "targets", "strides", "structures", "disk", "errors",
+    "native", "shard", "stage", "fetch", "geometry", "plan", "weights", "cohort", "pictures", "figures", "comparisons", "gaps",
+    "detection", "roc", "resampling", "stats", "metrics", "surface", "surfels", "progress", "tracking", "heartbeat", "splits",
+    "duplicates", "cases", "parser", "config", "settings", "targets", "strides", "structures", "disk", "errors",
 ]  # fmt: skip
 OWNERS = {
     "zarr": {"store"},
     "ray": {"cluster", "loader"},
     "lightning": {"model", "train", "callbacks", "checkpoints"},
-    "wandb": {"tracking"},
+    "wandb": {"mirror"},
     "nibabel": {"conversion.nifti"},
 }
 CONVERSION_MAY_IMPORT = {"store", "opencase", "casefile", "shard", "cases", "structures", "cluster", "disk", "errors"}
