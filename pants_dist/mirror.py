@@ -32,12 +32,10 @@ from pants_dist.errors import UserError
 from pants_dist.pictures import Plane, read_plane
 from pants_dist.tracking import (
     UPLOADED,
-    WANDB_ID,
     logged_bytes,
     read_metrics,
     read_summary,
     validation_folder,
-    wandb_id,
     write_atomically,
 )  # fmt: skip
 
@@ -53,8 +51,8 @@ def mirror(run: Path, patience_s: float) -> dict[str, Any]:
 
     Raises UserError where W&B does not take it: no account, no answer in `patience_s`, another process is sending it.
     """
-    with _alone(run):
-        with _at_wandb(run, patience_s) as there:
+    with _alone(run) as wandb_id:
+        with _at_wandb(run, wandb_id, patience_s) as there:
             first, steps, told = there.starting_step, 0, False
             while not told:
                 told = _told_to_end(POLL_S)
@@ -99,7 +97,7 @@ def _picture(plane: Plane) -> Any:
 
 
 @contextmanager
-def _at_wandb(run: Path, patience_s: float) -> Iterator[Any]:
+def _at_wandb(run: Path, wandb_id: str, patience_s: float) -> Iterator[Any]:
     """The run on W&B, begun or gone on with; at the end all is sent, or UserError raised after `patience_s`."""
     folder = run / "wandb"  # all that is staged; nothing of it is needed once it is sent
     folder.mkdir(exist_ok=True)
@@ -114,7 +112,7 @@ def _at_wandb(run: Path, patience_s: float) -> Iterator[Any]:
     )  # fmt: skip
     try:
         there = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "pants-dist"), name=run.name, id=wandb_id(run), dir=run,
+            project=os.environ.get("WANDB_PROJECT", "pants-dist"), name=run.name, id=wandb_id, dir=run,
             config=facts(run), mode="online", resume="allow", settings=quiet,
         )  # fmt: skip
         there.define_metric(X_AXIS)
@@ -122,7 +120,7 @@ def _at_wandb(run: Path, patience_s: float) -> Iterator[Any]:
         yield there
         there.finish()
     except (wandb.Error, TimeoutError) as error:
-        raise UserError(f"{run}: not uploaded ({' '.join(str(error).split())}); nothing is lost, try again") from error
+        raise UserError(f"not all was taken ({' '.join(str(error).split())}); nothing is lost, sync it later") from error
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -140,14 +138,19 @@ def _is_over(run: Path) -> bool:
 
 
 @contextmanager
-def _alone(run: Path) -> Iterator[None]:
-    """Raises UserError where another process is sending this run."""
-    with open(run / WANDB_ID, "a") as file:
+def _alone(run: Path) -> Iterator[str]:
+    """The run's one id on W&B, drawn at first. Raises UserError where another process is sending this run."""
+    with open(run / "wandb-id", "a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{run}: another process is uploading it") from None
-        yield
+            raise UserError("another process is uploading this run; let it end") from None
+        file.seek(0)
+        if not (drawn := file.read()):
+            drawn = os.urandom(4).hex()
+            file.write(drawn)
+            file.flush()
+        yield drawn
 
 
 def _told_to_end(within_s: float) -> bool:

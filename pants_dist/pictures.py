@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from pants_dist.disk import replacing
 
@@ -52,6 +51,8 @@ def draw_case(
 
     Shown as on a reading station: anterior up, the patient's right on the left, pixels in their true proportions.
     """
+    from matplotlib.figure import Figure  # takes a second
+
     z = slice_to_show(reference, prediction)
     body = body_of(image_zyx[z])
     _, rows_mm, columns_mm = spacing_mm_zyx

@@ -6,7 +6,6 @@ summary.json     last step, rate, state, heartbeat, machine, last metrics; repla
 """
 
 import json
-import os
 import socket
 import time
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any
 
 from pants_dist.disk import replacing
 
-WANDB_ID = "wandb-id"  # a file in the run folder: its one id on W&B
 UPLOADED = "wandb-uploaded"  # a file in the run folder: how many bytes of metrics.jsonl W&B has
 
 
@@ -57,14 +55,6 @@ def logged_bytes(run: Path) -> int:
     """Size of metrics.jsonl, 0 where there is none yet."""
     path = run / "metrics.jsonl"
     return path.stat().st_size if path.is_file() else 0
-
-
-def wandb_id(run: Path) -> str:
-    """The run folder's one id on W&B, drawn when it is first asked for."""
-    path = run / WANDB_ID
-    if not path.is_file():
-        write_atomically(path, os.urandom(4).hex())
-    return path.read_text().strip()
 
 
 def mark(run: Path, state: str, error: str | None = None) -> None:

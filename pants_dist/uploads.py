@@ -57,7 +57,7 @@ def upload(run: Path, patience_s: float) -> Upload:
         return Upload(run, "nothing new")
     done = subprocess.run(_mirror(run, patience_s), stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:
-        return Upload(run, (done.stderr.splitlines() or ["killed"])[-1], failed=True)
+        return Upload(run, (done.stderr.splitlines() or ["killed"])[-1].removeprefix("pants-dist: "), failed=True)
     sent = json.loads(done.stdout.splitlines()[-1])
     return Upload(run, f"{sent['steps']:,} steps sent, {sent['url']}")
 
