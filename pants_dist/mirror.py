@@ -43,7 +43,9 @@ X_AXIS = "trainer/global_step"
 CONNECT_S = 30.0  # at most, to reach the server
 POLL_S = 5.0  # between looks at a run that goes on
 RETRY_S = 60.0  # before a server that did not answer is asked again
+CONFIRM_S = 10.0  # at most, until the server says that it has all
 SILENT_S = 3600.0  # without a heartbeat, after which a run is taken for killed
+LATER = 'nothing is lost: "pants-dist sync" sends the rest'
 
 
 def mirror(run: Path, patience_s: float) -> dict[str, Any]:
@@ -60,9 +62,24 @@ def mirror(run: Path, patience_s: float) -> dict[str, Any]:
                 for row in rows_from(run, first, with_last=over):
                     there.log(payload(run, row), step=row["step"])
                     first, steps = row["step"] + 1, steps + 1
+        if steps:
+            _confirm(run, wandb_id, first - 1, patience_s)
         if over:
             write_atomically(run / UPLOADED, str(size))
         return {"steps": steps, "url": there.url}
+
+
+def _confirm(run: Path, wandb_id: str, last_step: int, patience_s: float) -> None:
+    """Ask the server what it has now: the client says nothing where rows are refused. Raises UserError if it lacks some."""
+    give_up = time.monotonic() + min(patience_s, CONFIRM_S)
+    while True:
+        with _at_wandb(run, wandb_id, patience_s) as there:
+            has = there.starting_step - 1
+        if has >= last_step:
+            return
+        if time.monotonic() > give_up:
+            raise UserError(f"the server has step {max(has, 0):,} as its last, not {last_step:,}; {LATER}")
+        time.sleep(1)
 
 
 def rows_from(run: Path, first_step: int, with_last: bool) -> list[dict[str, Any]]:
@@ -120,7 +137,7 @@ def _at_wandb(run: Path, wandb_id: str, patience_s: float) -> Iterator[Any]:
         yield there
         there.finish()
     except (wandb.Error, TimeoutError) as error:
-        raise UserError(f"not all was taken ({' '.join(str(error).split())}); nothing is lost, sync it later") from error
+        raise UserError(f"{' '.join(str(error).split())}; {LATER}") from error
     shutil.rmtree(folder, ignore_errors=True)
 
 

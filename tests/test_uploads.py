@@ -93,3 +93,29 @@ def test_an_upload_that_broke_off_goes_on(server: WandbServer, tmp_path: Path) -
     assert upload(run, 2).failed and received_of(server, run).steps == list(range(1, 20))
     server.rows_taken = 1_000_000
     assert not upload(run, 20).failed and received_of(server, run).steps == list(range(1, 41))
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 500])
+def test_probe(server, tmp_path, status):
+    run = run_folder(tmp_path / "r")
+    attempt(run, 1, 20, "finished")
+    server.rows_taken, server.full_status = 3, status
+    print("FS", status, upload(run, 3))
+    server.rows_taken=1000; server.status=status
+    import time; t=time.time()
+    print("ALL", status, upload(run, 3), time.time()-t)
+
+
+def test_probe2(server, tmp_path, monkeypatch):
+    import time
+    run = run_folder(tmp_path / "r")
+    attempt(run, 1, 20, "finished")
+    t=time.time(); server.delay_s=30
+    print("SLOW", upload(run, 3), time.time()-t)
+    t=time.time(); server.delay_s=0
+    monkeypatch.setenv("WANDB_BASE_URL","http://127.0.0.1:9")
+    print("CLOSED", upload(run, 3), time.time()-t)
+    monkeypatch.setenv("WANDB_API_KEY","")
+    print("NOKEY", upload(run, 3), time.time()-t)
+    monkeypatch.setenv("WANDB_API_KEY","x")
+    print("BADKEY", upload(run, 3), time.time()-t)
