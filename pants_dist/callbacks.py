@@ -10,14 +10,14 @@ import lightning as L
 from torch.distributed import ReduceOp
 
 from pants_dist.checkpoints import BEST, LAST, keep_previous
-from pants_dist.evaluate import ood_metrics, score_cases, validation_cases, write_tables
+from pants_dist.evaluate import keep_picture, keep_worst, ood_metrics, score_cases, validation_cases, write_tables
 from pants_dist.heartbeat import doing
 from pants_dist.loader import Loader
 from pants_dist.model import Segmenter
 from pants_dist.ranks import agreed, gathered
 from pants_dist.splits import Splits
 from pants_dist.store import Store
-from pants_dist.tracking import Tracker
+from pants_dist.tracking import Tracker, validation_folder
 
 STOP_REQUEST = "stop-request"  # a file in the run folder: all ranks save the same step and end
 
@@ -66,13 +66,17 @@ class Validation(L.Callback):
             return
         cases = validation_cases(self.store, settings, self.splits)
         mine = cases[trainer.global_rank :: trainer.world_size]
-        folder = self.tracker.run / "validation" / f"step={step:06d}"
+        folder = validation_folder(self.tracker.run, step)
+        rows: list[dict[str, Any]] = []
         with module.averaged():
-            parts = gathered(list(score_cases(self.store, module, settings, mine, self.splits)))
-        rows = [row for part in parts for row in part]
+            for scored in score_cases(self.store, module, settings, mine, self.splits):
+                keep_picture(folder / "worst", scored, rows)
+                rows.append(scored.row)
+        rows = [row for part in gathered(rows) for row in part]
         metrics = ood_metrics(rows, settings.model.outputs.structures)
         if trainer.is_global_zero:
             write_tables(folder, rows, settings.model.outputs.structures)
+            keep_worst(folder / "worst", rows)
         self.tracker.log(step, metrics)
         if (score := metrics.get(f"val/{settings.validation.best}", float("-inf"))) > self.best:
             self.best = score

@@ -21,7 +21,7 @@ from pants_dist.errors import UserError
 from pants_dist.inference import Prediction, segmented
 from pants_dist.metrics import score_case
 from pants_dist.model import Segmenter
-from pants_dist.pictures import draw_case
+from pants_dist.pictures import draw_case, plane_of, write_plane
 from pants_dist.predict import open_run, settings_of_run
 from pants_dist.predictions import open_predictions
 from pants_dist.rows import WHOLE, Row, Rows, known_rows
@@ -47,6 +47,7 @@ COPIED = (
 DEFAULT_SPLITS = ("val_seen", "held_out")
 SHOWN_FAILURES = 10
 WORST = 6  # pictures a split keeps
+SHOWN_CENTERS = 32  # at most have a metric of their own; the table has all
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,8 @@ def _without_prediction(scores: Row) -> Row:
 
 def score_cases(
     store: Store, model: Segmenter, settings: Settings, cases: Iterable[str], splits: Splits
-) -> Iterator[dict[str, Any]]:
-    """Rows of these cases, in order, as validation during training wants them."""
+) -> Iterator[Scored]:
+    """These cases, scored in order, as validation during training wants them."""
 
     def predict(case: str, image_zyx: np.ndarray) -> Prediction:
         return segmented([model], image_zyx, store.spacing_mm_zyx(case))
@@ -111,7 +112,7 @@ def score_cases(
     seen, structures = seen_cases(store, splits), settings.model.outputs.structures
     model.eval()
     for case in cases:
-        yield score(store, structures, predict, case, splits.by_case[case], bool(seen[case])).row
+        yield score(store, structures, predict, case, splits.by_case[case], bool(seen[case]))
     model.train()
 
 
@@ -133,7 +134,10 @@ def validation_cases(store: Store, settings: Settings, splits: Splits) -> list[s
 
 
 def ood_metrics(rows: list[dict[str, Any]], structures: tuple[str, ...]) -> dict[str, float]:
-    """Metric names of a validation: val/ over seen centers, val_ood/ over held-out ones, val/center/<center>/dsc."""
+    """Metric names of a validation: val/ over seen centers, val_ood/ over held-out ones, val/center/<center>/dsc.
+
+    The latter of SHOWN_CENTERS centers at most: those with the most cases, which are the same at every validation.
+    """
     table = pd.DataFrame(rows)
     if table.empty:
         return {}
@@ -144,7 +148,8 @@ def ood_metrics(rows: list[dict[str, Any]], structures: tuple[str, ...]) -> dict
         metrics |= {
             f"{prefix}/{name}": float(part[name].mean()) for name in ("dsc", *columns) if part[name].notna().any()
         }
-    by_center = table.groupby("center")["dsc"].mean().dropna()
+    shown = table.groupby("center").size().sort_values(ascending=False, kind="stable").index[:SHOWN_CENTERS]
+    by_center = table.groupby("center")["dsc"].mean()[sorted(shown)].dropna()
     return metrics | {f"val/center/{center}/dsc": float(value) for center, value in by_center.items()}
 
 
@@ -304,7 +309,9 @@ def worst_of(rows: Iterable[Row]) -> list[Row]:
 
 
 def keep_picture(folder: Path, scored: Scored, others: list[Row]) -> None:
-    """Draw a case if it is among the worst so far. What is among the worst of all is so among its writer's, too."""
+    """Draw a case if it is among the worst so far, as CASE.png and CASE.npz. What is among the worst of all is so among its
+    writer's, too.
+    """
     if scored.row not in worst_of([*others, scored.row]):
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -313,13 +320,14 @@ def keep_picture(folder: Path, scored: Scored, others: list[Row]) -> None:
     reference, prediction = ({name: masks[name] for name in shown} for masks in (scored.reference, scored.prediction))
     path = folder / f"{scored.row['case']}.png"
     draw_case(scored.image_zyx, reference, prediction, scored.spacing_mm_zyx, path, title)
+    write_plane(path.with_suffix(".npz"), plane_of(scored.image_zyx, reference, prediction, title))
 
 
 def keep_worst(folder: Path, rows: list[Row]) -> None:
     """Take away pictures of cases that are not among the worst after all."""
-    wanted = {f"{row['case']}.png" for row in worst_of(rows)}
-    for picture in folder.glob("*.png"):
-        if picture.name not in wanted:
+    wanted = {row["case"] for row in worst_of(rows)}
+    for picture in (*folder.glob("*.png"), *folder.glob("*.npz")):
+        if picture.stem not in wanted:
             picture.unlink(missing_ok=True)
 
 

@@ -1,15 +1,28 @@
 """Pictures of cases: an axial slice of CT with reference and prediction outlined, as a radiologist is used to see it."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
+
+from pants_dist.disk import replacing
 
 REFERENCE_COLOR, PREDICTION_COLOR = "#1fd1a5", "#ff8a1f"
 SOFT_TISSUE_HU = (-160, 240)
 BODY_HU = -400  # skin and fat are denser, air and lung are not
 WIDTH, CAPTION = 4.0, 0.35  # inches
+
+
+@dataclass(frozen=True)
+class Plane:
+    """An axial slice as it is shown, without outlines. Arrays are (y, x), uint8; a mask holds 1 + the index of a structure."""
+
+    title: str
+    structures: tuple[str, ...]
+    gray_yx: np.ndarray
+    reference_yx: np.ndarray
+    prediction_yx: np.ndarray
 
 
 def slice_to_show(reference: Mapping[str, np.ndarray], prediction: Mapping[str, np.ndarray]) -> int:
@@ -38,6 +51,8 @@ def draw_case(
 
     Shown as on a reading station: anterior up, the patient's right on the left, pixels in their true proportions.
     """
+    from matplotlib.figure import Figure  # takes a second
+
     z = slice_to_show(reference, prediction)
     body = body_of(image_zyx[z])
     _, rows_mm, columns_mm = spacing_mm_zyx
@@ -55,6 +70,34 @@ def draw_case(
     figure.text(0.02, 0.985, title, color="white", fontsize=9, va="top")
     figure.text(0.98, 0.01, f"slice {z}", color="#aaaaaa", fontsize=8, ha="right")
     figure.savefig(path, facecolor="black")
+
+
+def plane_of(
+    image_zyx: np.ndarray, reference: Mapping[str, np.ndarray], prediction: Mapping[str, np.ndarray], title: str
+) -> Plane:
+    """The slice that `draw_case` shows of CT in HU (z, y, x), in the same window. Of overlapping structures the last counts."""
+    z = slice_to_show(reference, prediction)
+    body = body_of(image_zyx[z])
+    low, high = SOFT_TISSUE_HU
+    gray = (as_seen(image_zyx[z][body]).clip(low, high) - low) * (255 / (high - low))
+    labels = [np.zeros(gray.shape, np.uint8) for _ in (reference, prediction)]
+    for label, masks in zip(labels, (reference, prediction), strict=True):
+        for number, mask in enumerate(masks.values(), start=1):
+            label[as_seen(mask[z][body])] = number
+    return Plane(title, tuple(reference), gray.astype(np.uint8), *labels)
+
+
+def write_plane(path: Path, plane: Plane) -> None:
+    """As NumPy's npz, without pickle."""
+    with replacing(path) as file:
+        np.savez_compressed(file, **vars(plane))
+
+
+def read_plane(path: Path) -> Plane:
+    """What `write_plane` wrote."""
+    with np.load(path, allow_pickle=False) as saved:
+        parts = {name: saved[name] for name in saved.files}
+    return Plane(**parts | {"title": str(parts["title"]), "structures": tuple(map(str, parts["structures"]))})
 
 
 def body_of(plane_yx: np.ndarray) -> tuple[slice, slice]:

@@ -1,4 +1,4 @@
-"""The verbs of runs: demo, bench, train, predict, evaluate, report, dashboard. What is heavy is imported by its verb."""
+"""The verbs of runs: demo, bench, train, predict, evaluate, report, dashboard, sync. What is heavy is imported by its verb."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -47,6 +47,16 @@ def train(given: Given) -> int:
     if code:
         return ends(code, "see above what went wrong; the same command goes on from the last checkpoint of", run)
     return ends(code, "pants-dist evaluate", run)
+
+
+def sync(given: Given) -> int:
+    """Upload runs to Weights & Biases: what it lacks of them, each step once; the same command again goes on."""
+    from pants_dist.uploads import sync as upload_runs
+
+    done = upload_runs(given.runs, given.workers, lambda one: print(f"{one.run}: {one.words}", flush=True))
+    if any(one.failed for one in done):
+        return ends(1, "mend what is said above, then: pants-dist sync", *given.runs)
+    return ends(0, "pants-dist status", given.runs[0])
 
 
 def predict(given: Given) -> int:
@@ -124,6 +134,9 @@ def add_run_verbs(add: Callable[[Callable[[Given], int]], Parser]) -> None:
     verb = add(train)
     verb.usage = "pants-dist train --config FILE [--run-name NAME] [--section.setting VALUE ...]"
     add_train(verb)
+    verb = add(sync)
+    verb.add_argument("runs", metavar="RUNS", type=Path, nargs="+", help="run folders, or folders of runs")
+    verb.add_argument("--workers", metavar="N", type=int, default=4, help="runs at a time (default %(default)s)")
     verb = add(evaluate)
     add_evaluate(verb)
     verb = add(predict)

@@ -198,7 +198,7 @@ class Tracking:
     """Where metrics go besides the run folder."""
 
     wandb: Literal["off", "offline", "online"] = "offline"
-    """Weights & Biases: off, offline (kept in the run folder, to be synced) or online"""
+    """Weights & Biases: online (as the run goes), offline (when "pants-dist sync" is told to) or off (never)"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,21 +1,19 @@
-"""The run folder: settings, metrics and state on disk always, to W&B if asked. Rank 0 writes, anyone reads.
+"""The run folder: settings, metrics and state, all on disk. Rank 0 writes, anyone reads; mirror.py carries it to W&B.
 
 config.yaml      the settings as resolved; the run can be started again from it
 metrics.jsonl    one line a log event: step, attempt, time, host and the metrics by their slashed names
-summary.json     last step, rate, state, heartbeat, last metrics; replaced atomically; what status reads first
+summary.json     last step, rate, state, heartbeat, machine, last metrics; replaced atomically; what status reads first
 """
 
 import json
-import os
 import socket
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pants_dist.disk import replacing
-from pants_dist.errors import UserError
 
-WandbMode = Literal["off", "offline", "online"]
+UPLOADED = "wandb-uploaded"  # a file in the run folder: how many bytes of metrics.jsonl W&B has
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -48,6 +46,17 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return [by_step[step] for step in sorted(by_step)]
 
 
+def validation_folder(run: Path, step: int) -> Path:
+    """Where the tables and pictures of the validation after this step are."""
+    return run / "validation" / f"step={step:06d}"
+
+
+def logged_bytes(run: Path) -> int:
+    """Size of metrics.jsonl, 0 where there is none yet."""
+    path = run / "metrics.jsonl"
+    return path.stat().st_size if path.is_file() else 0
+
+
 def mark(run: Path, state: str, error: str | None = None) -> None:
     """Leave word in summary.json how an attempt ended that could not say so itself, and why."""
     write_atomically(run / "summary.json", json.dumps(read_summary(run) | {"state": state, "error": error}))
@@ -56,17 +65,16 @@ def mark(run: Path, state: str, error: str | None = None) -> None:
 class Tracker:
     """Writes one attempt of a run. Every rank makes one; only rank 0's writes anything."""
 
-    def __init__(self, run: Path, settings: dict[str, Any], steps: int, wandb_mode: WandbMode, writes: bool) -> None:
-        self.run, self.steps, self.writes = run, steps, writes
+    def __init__(self, run: Path, steps: int, machine: dict[str, Any], writes: bool) -> None:
+        self.run, self.steps, self.machine, self.writes = run, steps, machine, writes
         self.attempt = read_summary(run).get("attempt", 0) + 1
         self.host = socket.gethostname()
         self.last: dict[str, float] = {}
-        self.wandb = _wandb_run(run, settings, wandb_mode) if writes else None
         if writes:
             self._mend_last_line()
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Append one line; the same dict goes to W&B under the x axis trainer/global_step."""
+        """Append one line; W&B gets the same metrics, under the x axis trainer/global_step."""
         if not self.writes:
             return
         line = {"step": step, "attempt": self.attempt, "time": time.time(), "host": self.host, **metrics}
@@ -74,44 +82,16 @@ class Tracker:
             file.write(json.dumps(line) + "\n")
         self.last |= metrics
         self.state("running", step)
-        if self.wandb:
-            self.wandb.log({"trainer/global_step": step, **metrics})
 
     def state(self, state: str, step: int) -> None:
         """Replace summary.json: `state` is running, stopped (on request; resumable) or finished."""
         if self.writes:
             row = {"state": state, "step": step, "steps": self.steps, "attempt": self.attempt, "heartbeat": time.time()}
-            write_atomically(self.run / "summary.json", json.dumps({**row, "host": self.host, "metrics": self.last}))
-
-    def close(self) -> None:
-        if self.wandb:
-            self.wandb.finish()
+            row |= {"host": self.host, "machine": self.machine, "metrics": self.last}
+            write_atomically(self.run / "summary.json", json.dumps(row))
 
     def _mend_last_line(self) -> None:
         path = self.run / "metrics.jsonl"
         if path.is_file() and path.stat().st_size and not path.read_bytes().endswith(b"\n"):
             with open(path, "a", encoding="utf-8") as file:
                 file.write("\n")
-
-
-def _wandb_run(run: Path, settings: dict[str, Any], mode: WandbMode) -> Any:
-    if mode == "off":
-        return None
-    import wandb
-
-    try:
-        return wandb.init(
-            project="pants-dist", name=run.name, id=_wandb_id(run), dir=run, config=settings, mode=mode, resume="allow",
-            settings=wandb.Settings(silent=True, console="off", disable_git=True, x_disable_stats=True, init_timeout=30),
-        )  # fmt: skip
-    except Exception as error:  # no account, no network: wandb has an error class for each
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"tracking.wandb {mode}: W&B refused ({reason}); use --tracking.wandb offline") from error
-
-
-def _wandb_id(run: Path) -> str:
-    """One id a run folder, so that a resumed run goes on as the same W&B run."""
-    path = run / "wandb-id"
-    if not path.is_file():
-        write_atomically(path, os.urandom(4).hex())
-    return path.read_text().strip()

@@ -7,11 +7,14 @@ import socket
 import sys
 import traceback
 import warnings
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
+import psutil
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import distributed
@@ -32,6 +35,7 @@ from pants_dist.store import Store, open_store
 from pants_dist.structures import LESION
 from pants_dist.tracking import Tracker, mark, write_atomically
 from pants_dist.transfer import load_weights, read_weights
+from pants_dist.uploads import following
 from pants_dist.weights import requests_of, weigh
 
 FAILURE = "failure"  # a file in the run folder: which rank failed of its own, and how
@@ -51,7 +55,7 @@ def train(settings: Settings, run: Path) -> None:
     if settings.train.init_from and not start:
         load_weights(settings, module.network, read_weights(settings.train.init_from))
     loader = loader_of(store, plan, settings, rank, ranks, start)
-    tracker = Tracker(run, asdict(settings), settings.train.steps, settings.tracking.wandb, writes=rank == 0)
+    tracker = Tracker(run, settings.train.steps, machine_of(ranks), writes=rank == 0)
 
     between_steps = [
         Logging(tracker, loader), Validation(tracker, store, splits),
@@ -61,10 +65,17 @@ def train(settings: Settings, run: Path) -> None:
     tracker.state("running", start)
     heartbeat = Heartbeat(rank, ranks)
     heartbeat.start()
-    trainer.fit(module, loader, ckpt_path=str(checkpoint) if start else None, weights_only=True)
-    tracker.state("finished" if trainer.global_step >= settings.train.steps else "stopped", trainer.global_step)
-    heartbeat.stop()
-    tracker.close()
+    with following(run) if rank == 0 and settings.tracking.wandb == "online" else nullcontext():
+        trainer.fit(module, loader, ckpt_path=str(checkpoint) if start else None, weights_only=True)
+        heartbeat.stop()
+        tracker.state("finished" if trainer.global_step >= settings.train.steps else "stopped", trainer.global_step)
+
+
+def machine_of(ranks: int) -> dict[str, Any]:
+    """What a run is trained on, as rank 0 sees it: CPUs and GPU of its own node."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    memory_gb = round(psutil.virtual_memory().total / 1e9)
+    return {"host": socket.gethostname(), "cpus": os.cpu_count(), "memory_gb": memory_gb, "gpu": gpu, "ranks": ranks}
 
 
 def trainer_of(steps: int, ranks: int, callbacks: list[L.Callback]) -> L.Trainer:

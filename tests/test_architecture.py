@@ -10,20 +10,21 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 ORDER = [  # a module imports only from those that stand after it
     "__main__", "cli", "data_verbs", "run_verbs", "submitting", "demo", "doctor", "pipeline", "status", "jobs", "preflight",
-    "queue", "submit", "site", "dashboard", "info", "spread", "freeze", "bench", "launch", "agent", "train", "callbacks",
-    "evaluate", "systems", "predict", "predictions", "inference", "model", "memory", "losses", "transfer", "checkpoints",
-    "ranks", "networks", "optimizers", "augment", "results", "checklist", "sections", "shortcuts", "bycenter", "protocol",
-    "report", "scores", "tables", "phantom", "scanner", "anatomy", "shapes", "conversion", "loader", "nodes", "rollcall",
-    "mortal", "cluster", "store", "opencase", "casefile", "decode", "native", "shard", "stage", "fetch", "geometry", "plan",
-    "weights", "population", "cohort", "pictures", "curves", "figures", "comparisons", "subgroups", "gaps", "detection",
-    "roc", "resampling", "stats", "metrics", "surface", "surfels", "progress", "tracking", "heartbeat", "splits",
-    "duplicates", "cases", "parser", "config", "settings", "targets", "strides", "structures", "rows", "disk", "errors",
+    "queue", "submit", "site", "dashboard", "info", "spread", "freeze", "bench", "launch", "agent", "train", "uploads",
+    "mirror", "callbacks", "evaluate", "systems", "predict", "predictions", "inference", "model", "memory", "losses",
+    "transfer", "checkpoints", "ranks", "networks", "optimizers", "augment", "results", "checklist", "sections",
+    "shortcuts", "bycenter", "protocol", "report", "scores", "tables", "phantom", "scanner", "anatomy", "shapes",
+    "conversion", "loader", "nodes", "rollcall", "mortal", "cluster", "store", "opencase", "casefile", "decode", "native",
+    "shard", "stage", "fetch", "geometry", "plan", "weights", "population", "cohort", "pictures", "curves", "figures",
+    "comparisons", "subgroups", "gaps", "detection", "roc", "resampling", "stats", "metrics", "surface", "surfels",
+    "progress", "tracking", "heartbeat", "splits", "duplicates", "cases", "parser", "config", "settings", "targets",
+    "strides", "structures", "rows", "disk", "errors",
 ]  # fmt: skip
 OWNERS = {
     "zarr": {"store"},
     "ray": {"cluster", "loader"},
     "lightning": {"model", "train", "callbacks", "checkpoints"},
-    "wandb": {"tracking"},
+    "wandb": {"mirror"},
     "nibabel": {"conversion.nifti"},
     "dash": {"dashboard.page", "dashboard.server"},
 }

@@ -48,7 +48,7 @@ def test_a_run_is_watched_from_its_folder(tmp_path: Path, capsys: pytest.Capture
     (tmp_path / "summary.json").write_text(json.dumps(old))
 
     def train() -> None:
-        tracker = Tracker(tmp_path, {}, 9, "off", writes=True)
+        tracker = Tracker(tmp_path, 9, {}, writes=True)
         tracker.state("running", 3)
         time.sleep(0.8)
         tracker.log(9, {"train/loss": 0.25})
