@@ -38,15 +38,16 @@ from conversion import nifti
 from conversion.run import convert
 from pants_dist import config
 from pants_dist.config import Settings
-from pants_dist.evaluate import load_model, open_run, predict
+from pants_dist.inference import segmented
+from pants_dist.launch import launch
 from pants_dist.metrics import dice
 from pants_dist.networks import build_network
 from pants_dist.phantom import make_phantom
+from pants_dist.predict import load_model, open_run
 from pants_dist.splits import splits_of
 from pants_dist.store import Store, open_store
 from pants_dist.strides import dynunet_levels
-from pants_dist.targets import PredictedMasks, holding, region, target_of
-from pants_dist.train import launch
+from pants_dist.targets import holding, region, target_of
 
 CASES = 24
 EPOCH = 10  # steps that nnU-Net takes at one learning rate
@@ -90,12 +91,11 @@ def ours(store: Store, settings: Settings, name: str) -> Predictor:
     """Trained by our trainer."""
     if launch(settings, name):
         raise SystemExit(f"run {name} failed")
-    settings, checkpoint = open_run(Path(settings.runs) / name)
-    model, _ = load_model(checkpoint, settings, store)
+    model = load_model(*open_run(Path(settings.runs) / name))
 
     @torch.no_grad()
     def run(image_zyx: np.ndarray, spacing_mm_zyx: tuple[float, float, float]) -> Masks:
-        return PredictedMasks(TARGET, predict(model, image_zyx, settings, spacing_mm_zyx))
+        return segmented([model], image_zyx, spacing_mm_zyx).masks
 
     return run
 
