@@ -111,7 +111,10 @@ def address(runs: Path) -> Iterator[str]:
     server.close()
 
 
-@pytest.mark.parametrize("path", ["/", "/?token=wrong", "/assets/page.css", "/_dash-layout", "/picture/a"])
+GUARDED = ["/", "/?token=wrong", "/assets/page.css", "/_dash-layout", "/_dash-dependencies", "/picture/a"]
+
+
+@pytest.mark.parametrize("path", GUARDED)
 def test_no_token_no_answer(address: str, path: str) -> None:
     """Without the token all is 403: the page, its assets, its call-backs, pictures."""
     with pytest.raises(urllib.error.HTTPError) as refused:

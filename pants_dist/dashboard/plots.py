@@ -33,10 +33,14 @@ def curves_figure(runs: Mapping[str, Curves], metrics: Sequence[str], smoothing:
                 figure.add_scatter(x=places, y=values, mode=mode, line_color=color, opacity=0.25, hoverinfo="skip")
             line = {"color": color, "dash": dash, "width": 2}
             label = f"{escape(name)} {metric}"
-            figure.add_scatter(x=places, y=smoothed(values, smoothing), mode=mode, line=line, name=label, marker_size=5)
+            smooth = [float(f"{value:.6g}") for value in smoothed(values, smoothing)]  # rounding errors make no axis
+            figure.add_scatter(x=places, y=smooth, mode=mode, line=line, name=label, marker_size=5)
         for step in curves.requeues if x == "step" else ():
             figure.add_vline(x=step, line={"color": color, "dash": "dot", "width": 1})
     figure.update_xaxes(title="step" if x == "step" else "hours")
+    if not any(trace.y for trace in figure.data):
+        figure.add_annotation(text="nothing logged yet", x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False)
+        figure.update_xaxes(visible=False).update_yaxes(visible=False)
     return figure
 
 
@@ -99,7 +103,7 @@ def detection_figure(centers: pd.DataFrame, dark: bool) -> go.Figure:
     for seen, part in centers.groupby("seen", sort=False):
         sizes = 6 + 22 * np.sqrt(part["n"] / centers["n"].max())
         marker = {"color": SEEN if seen else HELD_OUT, "size": sizes, "opacity": 0.55}
-        figure.add_scatter(x=part["specificity"], y=part["sensitivity"], mode="markers", marker=marker,
+        figure.add_scatter(x=part["specificity"], y=part["sensitivity"], mode="markers", marker=marker, cliponaxis=False,
                            text=[escape(name) for name in part["center"]],
                            hovertemplate="%{text}<br>sensitivity %{y:.2f}, specificity %{x:.2f}<extra></extra>")  # fmt: skip
     figure.update_xaxes(title="specificity", range=[-0.05, 1.05])
