@@ -16,7 +16,7 @@ demo: $(VENV)/installed
 	$(BIN)/pants-dist demo $(if $(DATA),--data "$(DATA)") --out "$(OUT)"
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-long: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m long

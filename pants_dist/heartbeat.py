@@ -62,9 +62,12 @@ def waited_for(ranks: dict[int, Doing], silent: set[int]) -> list[int]:
 
 
 def in_words(ranks: dict[int, Doing], silent: set[int]) -> str:
-    """One line on who is waited for. Where all do the same, a collective or the network hangs."""
+    """One line on who is waited for. Where all do the same, a collective or the network hangs.
+
+    The step is that of the ranks that answer: what a silent one said last may be seconds old.
+    """
     culprits = waited_for(ranks, silent)
-    step = min(each.step for each in ranks.values())
+    step = min(each.step for rank, each in ranks.items() if rank not in silent or len(silent) == len(ranks))
     each = [
         f"rank {rank} on {ranks[rank].host} ({ranks[rank].phase}{', does not answer' if rank in silent else ''}, "
         f"{ranks[rank].seconds:.0f} s)"

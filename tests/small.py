@@ -21,7 +21,12 @@ from pants_dist.structures import PANTS
 from pants_dist.tracking import read_metrics
 
 LIVER, PANCREAS, LESION = (PANTS.index(name) for name in ("liver", "pancreas", "pancreatic_lesion"))
-LAUNCH = "import sys; from pants_dist import config, launch; sys.exit(launch.launch(config.load(sys.argv[1], []), sys.argv[2]))"
+LAUNCH = """
+import os, sys
+from pants_dist import config, launch
+launch.PATIENCE_S = float(os.environ.get("TEST_PATIENCE_S", launch.PATIENCE_S))
+sys.exit(launch.launch(config.load(sys.argv[1], []), sys.argv[2]))
+"""
 ODD_SHAPES = [(40, 70, 33), (5, 7, 9), (32, 32, 32), (64, 1, 97), (33, 100, 65)]
 PALETTE = [0, 1 << LIVER, 1 << PANCREAS, 1 << PANCREAS | 1 << LESION]
 

@@ -10,6 +10,7 @@ from manifests import cases_of, frame_of
 from small import make_store, plan_of
 
 from pants_dist import cli, config
+from pants_dist.parser import settings_of
 from pants_dist.errors import UserError
 from pants_dist.evaluate import facts_of
 from pants_dist.freeze import freeze, lines, write_split
@@ -181,7 +182,7 @@ def test_the_verb_freezes_and_a_run_trains_on_it(store: Path, tmp_path: Path, ca
     assert said[-1] == f"Next: pants-dist train --config debug.yaml --data.store {store} --data.split_file {path}"
     given = cli.build_parser()[0].parse_args(said[-1].split()[2:])
     settings, drawn = (
-        cli.settings_of(given),
+        settings_of(given),
         config.load("debug", [f"--data.store={store}", "--data.held_out_centers=[Center C]"]),
     )
     plans = [plan_of(open_store(store), chosen) for chosen in (settings, drawn)]

@@ -19,6 +19,8 @@ def test_the_rank_that_is_the_least_far_is_waited_for() -> None:
     assert waited_for(ranks, set()) == [1]
     assert in_words(ranks, set()) == "step 8 hangs: waiting for rank 1 on a (reading, 62 s)"
     assert in_words(ranks, {2}) == "step 8 hangs: waiting for rank 2 on b (backward, does not answer, 60 s)"
+    stale = ranks | {2: Doing("b", 3, "starting", 0)}
+    assert in_words(stale, {2}).startswith("step 8 hangs: waiting for rank 2 on b (starting, does not answer")
     behind = ranks | {3: Doing("c", 6, "checkpoint", 99)}
     assert in_words(behind, set()) == "step 7 hangs: waiting for rank 3 on c (checkpoint, 99 s)"
     alike = {rank: Doing("a", 7, "backward", 61) for rank in range(4)}

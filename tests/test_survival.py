@@ -94,9 +94,9 @@ def test_an_exception_ends_all_ranks_and_is_shown_first(store: Path, tmp_path: P
     assert read_summary(tmp_path / "run")["state"] == "failed" and time.monotonic() - begun < 120
 
 
-def two_nodes(wanted: config.Settings) -> list[subprocess.Popen]:
+def two_nodes(wanted: config.Settings, **environment: str) -> list[subprocess.Popen]:
     """A launcher for each of two nodes, both on this machine, as srun would start them."""
-    said = {"SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1"}
+    said = {"SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1"} | environment
     return [started(wanted, "run", SLURM_NODEID=str(node), **said) for node in (0, 1)]
 
 
@@ -107,7 +107,7 @@ def test_a_lost_node(store: Path, tmp_path: Path) -> None:
     """
     wanted = settings(store, tmp_path, 1, "--train.steps=100000", "--train.batch=2", "--train.checkpoint_minutes=0.0001")
     log, run = tmp_path / "log", tmp_path / "run"
-    nodes = two_nodes(wanted)
+    nodes = two_nodes(wanted, TEST_PATIENCE_S="15")
     reached(run, 3, nodes)
     (agent,) = psutil.Process(nodes[1].pid).children()
     agent.kill()
@@ -117,7 +117,7 @@ def test_a_lost_node(store: Path, tmp_path: Path) -> None:
     ranks = [rank_process(node.pid, rank) for rank, node in enumerate(nodes)]
     nodes[1].kill()
     assert nodes[0].wait(60) == 1, log.read_text()
-    assert "node 0: not all 2 nodes were there in 40 s; one is lost" in log.read_text()
+    assert "node 0: not all 2 nodes were there in 15 s; one is lost" in log.read_text()
     assert read_summary(run)["state"] == "failed" and saved_step(run) > 3
     assert not [pid for pid in ranks if comm(pid).startswith("pants rank")]
 
