@@ -206,8 +206,8 @@ def _run(command: list[str], environment: dict[str, str], run: Path, node: Node,
             print(f"pants-dist: a rank was killed; going on from the last checkpoint, {left - 1} more times", file=sys.stderr)
         if code == ALONE:
             print(
-                f"pants-dist: node {node.number}: not all {node.count} nodes were there in {patience:g} s; one is lost. The same "
-                "command goes on from the last checkpoint", file=sys.stderr,
+                f"pants-dist: node {node.number}: not all {node.count} nodes were there in {patience:g} s; one is lost. The "
+                "same command goes on from the last checkpoint", file=sys.stderr,
             )  # fmt: skip
         return code
     finally:

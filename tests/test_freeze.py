@@ -10,10 +10,10 @@ from manifests import cases_of, frame_of
 from small import make_store, plan_of
 
 from pants_dist import cli, config
-from pants_dist.parser import settings_of
 from pants_dist.errors import UserError
 from pants_dist.evaluate import facts_of
 from pants_dist.freeze import freeze, lines, write_split
+from pants_dist.parser import settings_of
 from pants_dist.settings import Data
 from pants_dist.splits import NOT_FROZEN, POOL, digest_of, read_split, split_of
 from pants_dist.store import open_store

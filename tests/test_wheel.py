@@ -29,7 +29,8 @@ def names(*patterns: str) -> set[str]:
 def test_the_wheel_carries_everything_and_nothing_else(wheel: Path) -> None:
     """Both packages with their tables, templates and typing, the configs inside; neither tests nor benchmarks."""
     carried = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    code = names("pants_dist/**/*.py", "pants_dist/**/*.csv", "pants_dist/templates/*", "pants_dist/dashboard/assets/*", "conversion/**/*.py")
+    ours = ("**/*.py", "**/*.csv", "templates/*", "dashboard/assets/*")
+    code = names(*(f"pants_dist/{pattern}" for pattern in ours), "conversion/**/*.py")
     moved = {f"pants_dist/{name}" for name in names("configs/**/*.yaml", "slurm/*.*")}
     assert carried == code | moved
     assert {"pants_dist/configs/debug.yaml", "conversion/run.py", "pants_dist/centers.csv"} <= carried
