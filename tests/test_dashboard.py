@@ -27,7 +27,7 @@ EVIL = "<img src=x onerror=document.title='taken'>"
 def write_run(run: Path, steps: int = 40) -> Tracker:
     """A run folder as training and evaluation leave it, with two seen and two held-out centers."""
     run.mkdir(parents=True)
-    tracker = Tracker(run, {}, 100, "off", True)
+    tracker = Tracker(run, 100, {}, writes=True)
     for step in range(10, steps + 1, 10):
         tracker.log(step, {"train/loss": 2 - step / 100, "loader/wait_fraction": 0.05, "train/samples_per_s": 12.0})
     rng, rows = np.random.default_rng(0), []
@@ -182,7 +182,7 @@ def test_the_page_in_a_browser(browser, address: str, runs: Path) -> None:
     assert browser.current_url == address + "/" and browser.title == "pants-dist"
     assert "40 / 100" in until(browser, "document.getElementById('head').innerText")
     assert EVIL in browser.execute_script("return document.getElementById('table').innerText")
-    Tracker(runs / "first", {}, 100, "off", True).log(50, {"train/loss": 1.0})
+    Tracker(runs / "first", 100, {}, writes=True).log(50, {"train/loss": 1.0})
     until(browser, "document.getElementById('head').innerText.includes('50 / 100')")
     until(browser, "document.querySelector('#loss .js-plotly-plot').data[0].x.slice(-1)[0] == 50")
     browser.find_elements("css selector", "nav input[type=checkbox]")[1].click()
