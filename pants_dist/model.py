@@ -38,7 +38,10 @@ class Intensity:
 
     @classmethod
     def of(cls, foreground_hu: np.ndarray) -> "Intensity":
-        """From HU of annotated voxels of training cases: 0.5 and 99.5 percentiles, as nnU-Net does (Isensee et al. 2021)."""
+        """From HU of annotated voxels of training cases: 0.5 and 99.5 percentiles, as nnU-Net does (Isensee et al. 2021).
+
+        Of all structures that were annotated, whatever is learnt of them; nnU-Net takes only those that are learnt.
+        """
         low, high = np.percentile(foreground_hu, (0.5, 99.5))
         clipped = np.clip(foreground_hu, low, high)
         return cls(float(low), float(high), float(clipped.mean()), max(float(clipped.std()), 1e-3))
