@@ -65,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--ranks", type=int, required=True, help="of this node")
     parser.add_argument("--nodes", type=int, default=1)
+    parser.add_argument("--min-nodes", type=int, default=1, help="go on with so many where the others do not come in time")
     parser.add_argument("--node", type=int, default=0, help="number of this one")
     parser.add_argument("--meet", default="localhost:0", help="host and port of node 0")
     parser.add_argument("--local-address", help="of this node, as the others see it")
@@ -78,11 +79,13 @@ def _config(given: argparse.Namespace) -> "LaunchConfig":
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
     from torch.distributed.launcher.api import LaunchConfig
 
-    alone = given.nodes == 1
+    backend, meeting = "static", {"timeout": round(given.patience), "rank": given.node}
+    if given.nodes == 1 or given.min_nodes < given.nodes:  # who comes before the last call ends takes part
+        backend, last_call = "c10d", round(given.patience)
+        meeting = {"is_host": given.node == 0, "last_call_timeout": last_call, "join_timeout": last_call + 20}
     return LaunchConfig(
-        min_nodes=given.nodes, max_nodes=given.nodes, nproc_per_node=given.ranks, run_id=given.start or uuid.uuid4().hex,
-        rdzv_backend="c10d" if alone else "static", rdzv_endpoint=given.meet,
-        rdzv_configs={"timeout": round(given.patience)} | ({} if alone else {"rank": given.node}),
+        min_nodes=min(given.min_nodes, given.nodes), max_nodes=given.nodes, nproc_per_node=given.ranks,
+        run_id=given.start or uuid.uuid4().hex, rdzv_backend=backend, rdzv_endpoint=given.meet, rdzv_configs=meeting,
         local_addr=given.local_address, max_restarts=0, start_method="forkserver",
         logs_specs=DefaultLogsSpecs(log_dir=str(given.logs), tee=Std.ALL) if given.logs else None,
         log_line_prefix_template="[rank${rank}] " if given.logs else None,

@@ -1,6 +1,7 @@
 """Starts a run: its folder, Ray for reading, and the agent of this node that starts its ranks; again where one was killed."""
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from pants_dist.evaluate import validation_cases
 from pants_dist.nodes import Node, RaySize, allocated_cores, excused, gathered, this_node
 from pants_dist.plan import Plan
 from pants_dist.rollcall import Report
-from pants_dist.settings import MAY_CHANGE
+from pants_dist.settings import MAY_CHANGE, Train
 from pants_dist.splits import splits_of
 from pants_dist.store import Store, open_store
 from pants_dist.tracking import mark, read_summary, write_atomically
@@ -64,6 +65,7 @@ def launch(settings: Settings, name: str) -> int:
     ranks = settings.train.ranks
     environment = os.environ | {"OMP_NUM_THREADS": str(max(1, allocated_cores() // ranks)), "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "pants_dist.agent", str(run), f"--ranks={ranks}"]
+    command.append(f"--min-nodes={settings.train.min_nodes or node.count}")
     if ATTEMPT in os.environ:  # a batch script started us: its log tells the ranks' lines apart
         command.append(f"--logs={run / 'logs'}")
     with placed(ready, node, run) as (meeting, found):
@@ -74,10 +76,7 @@ def launch(settings: Settings, name: str) -> int:
 def prepared(settings: Settings, nodes: int = 1) -> Prepared:
     """What a run with these settings on so many nodes needs. Raises UserError where they do not fit together."""
     config.check(settings)
-    ranks = nodes * settings.train.ranks
-    if settings.train.batch % ranks:
-        fits = ranks * max(1, round(settings.train.batch / ranks))
-        raise UserError(f"train.batch is {settings.train.batch}, which {ranks} ranks on {nodes} nodes cannot share; use {fits}")
+    _check_shares(settings.train, nodes)
     memory.check(settings)
     store = open_store(settings.data.store)
     settings = replace(settings, data=_found_from_anywhere(settings.data, store))
@@ -89,6 +88,20 @@ def prepared(settings: Settings, nodes: int = 1) -> Prepared:
             "data.val_fraction, or hold a center out (data.held_out_centers)"
         )
     return Prepared(settings, store, plan, f"store digest {store.digest}; split: {splits.in_words()}")
+
+
+def _check_shares(train: Train, nodes: int) -> None:
+    """The ranks of so many nodes can share a batch, and so can those of as few as may be left."""
+    fewest = nodes if train.min_nodes is None else train.min_nodes
+    if not 1 <= fewest <= nodes:
+        raise UserError(f"train.min_nodes is {fewest}, but the run begins with {nodes}; use 1 to {nodes}")
+    for left in range(nodes, fewest - 1, -1):
+        if train.batch % (left * train.ranks):
+            together = math.lcm(*(count * train.ranks for count in range(fewest, nodes + 1)))
+            fits = together * max(1, round(train.batch / together))
+            raise UserError(
+                f"train.batch is {train.batch}, which {left * train.ranks} ranks on {left} nodes cannot share; use {fits}"
+            )
 
 
 @contextlib.contextmanager

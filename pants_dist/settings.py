@@ -73,7 +73,8 @@ FROZEN = (  # what of Data a frozen split fixes
 
 
 MAY_CHANGE = (  # of a run that exists: who reads and who computes, never what is learnt
-    "train.ranks", "train.micro_batch", "train.log_every", "train.checkpoint_minutes", "train.restarts", "train.compile",
+    "train.ranks", "train.micro_batch", "train.log_every", "train.checkpoint_minutes", "train.restarts",
+    "train.min_nodes", "train.compile",
     "loader.kind", "loader.readers", "loader.ahead", "data.io", "data.stage", "data.stage_gb", "tracking.wandb",
 )  # fmt: skip
 
@@ -165,6 +166,8 @@ class Train:
     """steps between lines of metrics.jsonl"""
     restarts: int = 3
     """how often ranks are started again from the last checkpoint after one of them was killed"""
+    min_nodes: int | None = None
+    """nodes with which a run goes on where the others are lost; null: it ends, to be started again on as many"""
     init_from: str | None = None
     """run folder or checkpoint whose weights a new run begins with, by structure; null: random ones"""
     checkpoint_minutes: float = 10.0

@@ -82,6 +82,7 @@ def render(job: Job, resources: Resources, site: Site) -> str:
         stage=shlex.quote(job.stage), modules=quoted(site.modules), setup=site.setup,
         scratch=shlex.quote(site.scratch) if site.scratch else None,
         on_nodes=job.template == "train" or site.environment == "tarball",
+        outlives="--no-kill" in options,
         tarball=shlex.quote(needed(site)) if site.environment == "tarball" else None,
         program=" ".join(program(site)), words=" ".join(quoted(job.words)), runs=quoted([str(run) for run in job.runs]),
         slices=job.slices, interface=shlex.quote(site.interface) if site.interface else None,

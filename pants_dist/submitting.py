@@ -160,9 +160,13 @@ def _prepared(settings: Any, name: str, given: Given) -> Path:
 
 
 def _for_training(given: Given) -> Any:
-    """A core for each rank, for each of its readers, and one for Ray, where no number is given."""
+    """A core for each rank, for each of its readers, and one for Ray, where no number is given.
+
+    A run that goes on with fewer nodes (train.min_nodes) needs a job that does, too.
+    """
     settings = given.settings
-    return _resources(given, cpus_per_task=settings.train.ranks * (1 + settings.loader.readers) + 1)
+    resources = _resources(given, cpus_per_task=settings.train.ranks * (1 + settings.loader.readers) + 1)
+    return resources if settings.train.min_nodes is None else replace(resources, sbatch={"no-kill": "", **resources.sbatch})
 
 
 def _pipeline(given: Given) -> list[Any]:

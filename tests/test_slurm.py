@@ -210,3 +210,17 @@ def test_a_sweep_is_one_array(slurm: Cluster, home: Path, store: Path) -> None:
         ["optim.lr=1e-3", "train", "done"], ["optim.lr=3e-4", "train", "done"],
     ]  # fmt: skip
     assert config.load(home / "runs/s/optim.lr=3e-4/config.yaml", []).optim.lr == 3e-4
+
+
+@pytest.mark.long
+def test_a_run_goes_on_with_fewer_nodes(slurm: Cluster, home: Path, store: Path) -> None:
+    """One of two nodes is lost, and train.min_nodes allows it: the same job goes on with the other and ends well."""
+    changes = {"train__min_nodes": "1", "train__steps": "2000", "train__checkpoint_minutes": "0.05"}
+    job = submit_training(slurm, home, store, "few", "--nodes", "2", "--sbatch.nodelist=n1,n2", **changes)
+    run = home / "runs" / "few"
+    until(lambda: step(run) > 3, 60)
+    slurm.lose_node("n2")
+    assert slurm.ended(job, 200) == "COMPLETED", submitted(run)[-1].log.read_text()
+    slurm.start_node("n2")
+    assert [row["step"] for row in read_metrics(run)] == list(range(1, 2001))
+    assert read_summary(run)["machine"]["ranks"] == 1 and slurm.job(job, "Restarts") == "0"

@@ -122,6 +122,19 @@ def test_a_lost_node(store: Path, tmp_path: Path) -> None:
     assert not [pid for pid in ranks if comm(pid).startswith("pants rank")]
 
 
+def test_a_run_goes_on_with_fewer_nodes(store: Path, tmp_path: Path) -> None:
+    """Two nodes of a rank each, of which one may be lost: its launcher is killed, and the other alone does the rest."""
+    few = ["--train.min_nodes=1", "--train.steps=40", "--train.batch=2", "--train.checkpoint_minutes=0.0001"]
+    log, run = tmp_path / "log", tmp_path / "run"
+    nodes = two_nodes(settings(store, tmp_path, 1, *few), TEST_PATIENCE_S="5")
+    reached(run, 3, nodes)
+    nodes[1].kill()
+    assert nodes[0].wait(120) == 0, log.read_text()
+    assert read_summary(run)["machine"]["ranks"] == 1
+    assert [row["step"] for row in read_metrics(run)] == list(range(1, 41))
+    assert {row["attempt"] for row in read_metrics(run)} == {1, 2}
+
+
 @pytest.mark.long
 def test_the_first_node_is_lost(store: Path, tmp_path: Path) -> None:
     """Two nodes of a rank each. The launcher of the one where all meet is killed: the other ends within 60 s and says so."""
