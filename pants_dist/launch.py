@@ -76,7 +76,7 @@ def launch(settings: Settings, name: str) -> int:
 def prepared(settings: Settings, nodes: int = 1) -> Prepared:
     """What a run with these settings on so many nodes needs. Raises UserError where they do not fit together."""
     config.check(settings)
-    _check_shares(settings.train, nodes)
+    check_shares(settings.train, nodes)
     memory.check(settings)
     store = open_store(settings.data.store)
     settings = replace(settings, data=_found_from_anywhere(settings.data, store))
@@ -90,11 +90,13 @@ def prepared(settings: Settings, nodes: int = 1) -> Prepared:
     return Prepared(settings, store, plan, f"store digest {store.digest}; split: {splits.in_words()}")
 
 
-def _check_shares(train: Train, nodes: int) -> None:
+def check_shares(train: Train, nodes: int) -> None:
     """The ranks of so many nodes can share a batch, and so can those of as few as may be left."""
     fewest = nodes if train.min_nodes is None else train.min_nodes
     if not 1 <= fewest <= nodes:
         raise UserError(f"train.min_nodes is {fewest}, but the run begins with {nodes}; use 1 to {nodes}")
+    if fewest < nodes and train.batch_dice:
+        raise UserError("train.min_nodes: with train.batch_dice the number of ranks cannot change; set it to null")
     for left in range(nodes, fewest - 1, -1):
         if train.batch % (left * train.ranks):
             together = math.lcm(*(count * train.ranks for count in range(fewest, nodes + 1)))

@@ -1,11 +1,13 @@
 """What stops a run from outside, and what it then does: real ranks, real signals, real kills."""
 
+import contextlib
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -14,6 +16,8 @@ import torch
 from small import LAUNCH, comm, launched, make_store, rank_process, reached, started
 
 from pants_dist import config, launch
+from pants_dist.errors import UserError
+from pants_dist.settings import Train
 from pants_dist.tracking import read_metrics, read_summary
 
 pytestmark = pytest.mark.timeout(300)
@@ -133,6 +137,29 @@ def test_a_run_goes_on_with_fewer_nodes(store: Path, tmp_path: Path) -> None:
     assert read_summary(run)["machine"]["ranks"] == 1
     assert [row["step"] for row in read_metrics(run)] == list(range(1, 41))
     assert {row["attempt"] for row in read_metrics(run)} == {1, 2}
+
+
+@pytest.mark.parametrize(("nodes", "changes", "says"), [
+    (4, {"batch": 64, "ranks": 8}, ""),
+    (4, {"batch": 64, "ranks": 8, "min_nodes": 3}, "which 24 ranks on 3 nodes cannot share; use 96"),
+    (4, {"batch": 96, "ranks": 8, "min_nodes": 3}, ""),
+    (1, {"batch": 3, "ranks": 2}, "which 2 ranks on 1 nodes cannot share; use 4"),
+    (2, {"min_nodes": 3}, "train.min_nodes is 3, but the run begins with 2; use 1 to 2"),
+    (2, {"min_nodes": 0}, "train.min_nodes is 0"),
+    (2, {"min_nodes": 1, "batch_dice": True}, "with train.batch_dice the number of ranks cannot change"),
+])  # fmt: skip
+def test_nodes_that_cannot_share_a_batch_are_refused(nodes: int, changes: dict, says: str) -> None:
+    """With as few nodes as train.min_nodes allows, too; the batch that is named is one that all of them can share."""
+    train = replace(Train(), **({"batch": 2, "ranks": 1} | changes))
+    with pytest.raises(UserError, match=says) if says else contextlib.nullcontext():
+        launch.check_shares(train, nodes)
+
+
+def test_ranks_can_be_forked_after_the_imports() -> None:
+    """Nothing that a node imports before it forks its ranks wakes CUDA: a process forked after that could not use it."""
+    said = "import torch; calls = []; torch.cuda._lazy_init = lambda: calls.append(1); import pants_dist.train; print(calls)"
+    done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.long
