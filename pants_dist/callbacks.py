@@ -10,7 +10,7 @@ import lightning as L
 from torch.distributed import ReduceOp
 
 from pants_dist.checkpoints import BEST, LAST, keep_previous
-from pants_dist.evaluate import keep_picture, keep_worst, ood_metrics, score_cases, validation_cases, write_tables
+from pants_dist.evaluate import ood_metrics, score_cases, validation_cases, write_tables
 from pants_dist.heartbeat import doing
 from pants_dist.loader import Loader
 from pants_dist.model import Segmenter
@@ -18,6 +18,7 @@ from pants_dist.ranks import agreed, gathered
 from pants_dist.splits import Splits
 from pants_dist.store import Store
 from pants_dist.tracking import Tracker, validation_folder
+from pants_dist.worst import keep_picture, keep_worst
 
 STOP_REQUEST = "stop-request"  # a file in the run folder: all ranks save the same step and end
 

@@ -21,15 +21,14 @@ from pants_dist.errors import UserError
 from pants_dist.inference import Prediction, segmented
 from pants_dist.metrics import score_case
 from pants_dist.model import Segmenter
-from pants_dist.pictures import draw_case, plane_of, write_plane
 from pants_dist.predict import open_run, settings_of_run
 from pants_dist.predictions import open_predictions
 from pants_dist.rows import WHOLE, Row, Rows, known_rows
 from pants_dist.splits import SPLITS, Splits, read_split, splits_of
 from pants_dist.store import Store, open_store
-from pants_dist.structures import LESION, PANCREAS
 from pants_dist.systems import OthersMasks, OwnModel, System
 from pants_dist.targets import Masks, holding
+from pants_dist.worst import keep_picture, keep_worst, pictures_of, worst_table
 
 COPIED = (
     "case",
@@ -46,7 +45,6 @@ COPIED = (
 )
 DEFAULT_SPLITS = ("val_seen", "held_out")
 SHOWN_FAILURES = 10
-WORST = 6  # pictures a split keeps
 SHOWN_CENTERS = 32  # at most have a metric of their own; the table has all
 
 
@@ -297,40 +295,6 @@ def failure_lines(rows: pd.DataFrame) -> list[str]:
     return lines
 
 
-def mean_dice(row: dict[str, Any]) -> float:
-    """Mean Dice over the structures that the case could be scored on; 1 where there were none."""
-    values = [value for key, value in row.items() if key.startswith("dsc/") and value == value]
-    return float(np.mean(values)) if values else 1.0
-
-
-def worst_of(rows: Iterable[Row]) -> list[Row]:
-    """The WORST cases by mean Dice, worst first."""
-    return sorted(rows, key=lambda row: (mean_dice(row), row["case"]))[:WORST]
-
-
-def keep_picture(folder: Path, scored: Scored, others: list[Row]) -> None:
-    """Draw a case if it is among the worst so far, as CASE.png and CASE.npz. What is among the worst of all is so among its
-    writer's, too.
-    """
-    if scored.row not in worst_of([*others, scored.row]):
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    title = f"{scored.row['case']} · {scored.row['center']} · mean Dice {mean_dice(scored.row):.2f}"
-    shown = [name for name in (PANCREAS, LESION) if name in scored.reference] or list(scored.reference)[:1]
-    reference, prediction = ({name: masks[name] for name in shown} for masks in (scored.reference, scored.prediction))
-    path = folder / f"{scored.row['case']}.png"
-    draw_case(scored.image_zyx, reference, prediction, scored.spacing_mm_zyx, path, title)
-    write_plane(path.with_suffix(".npz"), plane_of(scored.image_zyx, reference, prediction, title))
-
-
-def keep_worst(folder: Path, rows: list[Row]) -> None:
-    """Take away pictures of cases that are not among the worst after all."""
-    wanted = {row["case"] for row in worst_of(rows)}
-    for picture in (*folder.glob("*.png"), *folder.glob("*.npz")):
-        if picture.stem not in wanted:
-            picture.unlink(missing_ok=True)
-
-
 def facts_of(settings: Settings) -> dict[str, str]:
     """What the head of a report says of the data behind it."""
     path = settings.data.split_file
@@ -341,9 +305,8 @@ def facts_of(settings: Settings) -> dict[str, str]:
 def write_report(
     folder: Path, cases: pd.DataFrame, structures: tuple[str, ...], facts: dict[str, str], worst: list[Path]
 ) -> Path:
-    """report.html of these rows in `folder`, with the worst cases' pictures out of the folders `worst`."""
-    ordered = sorted(cases.to_dict("records"), key=mean_dice)
-    found = (root / f"{row['case']}.png" for row in ordered for root in worst)
-    pictures = [path for path in found if path.is_file()][:WORST]
+    """report.html of these rows in `folder`, with the worst cases' pictures out of the folders `worst`; worst_cases.csv."""
     splits = ", ".join(dict.fromkeys(cases["split"]))
-    return report.write_report(folder, cases, structures, {"Split": splits, **facts}, pictures)
+    with replacing(folder / "worst_cases.csv") as file:
+        worst_table(cases, structures).to_csv(file, index=False)
+    return report.write_report(folder, cases, structures, {"Split": splits, **facts}, pictures_of(cases, worst))

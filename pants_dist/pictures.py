@@ -12,6 +12,7 @@ REFERENCE_COLOR, PREDICTION_COLOR = "#1fd1a5", "#ff8a1f"
 SOFT_TISSUE_HU = (-160, 240)
 BODY_HU = -400  # skin and fat are denser, air and lung are not
 WIDTH, CAPTION = 4.0, 0.35  # inches
+FILLED = 0.35  # how opaque what is wrong is filled
 
 
 @dataclass(frozen=True)
@@ -25,17 +26,20 @@ class Plane:
     prediction_yx: np.ndarray
 
 
-def slice_to_show(reference: Mapping[str, np.ndarray], prediction: Mapping[str, np.ndarray]) -> int:
-    """The axial slice (index z) that says most: most of the last structure that the reference has, else of the prediction.
+def focus_of(reference: Mapping[str, np.ndarray], prediction: Mapping[str, np.ndarray]) -> tuple[str, int]:
+    """The structure and the axial slice (index z) that say most: where most voxels of it are wrong, else where most of it is.
 
-    Masks are boolean (z, y, x); the last name is the one that matters most, such as the lesion after the pancreas.
+    Masks are boolean (z, y, x). The last structure that either of them has is the one that matters, such as the lesion
+    after the pancreas; where there is none, it is the first, in the middle of the scan.
     """
-    for masks in (reference, prediction):
-        for name in reversed(list(masks)):
-            areas = masks[name].sum(axis=(1, 2))
+    for name in reversed(list(reference)):
+        ours, theirs = reference[name], prediction[name]
+        for voxels in (ours ^ theirs, ours):
+            areas = np.count_nonzero(voxels, axis=(1, 2))
             if areas.any():
-                return int(areas.argmax())
-    return next(iter(reference.values())).shape[0] // 2
+                return name, int(areas.argmax())
+    first = next(iter(reference))
+    return first, reference[first].shape[0] // 2
 
 
 def draw_case(
@@ -49,11 +53,12 @@ def draw_case(
 ) -> None:
     """Write a PNG: CT (z, y, x) in canonical RAS order in gray, reference outlined in green, prediction in orange.
 
+    Of the structure in focus what is missed is filled with green, what is predicted in vain with orange.
     Shown as on a reading station: anterior up, the patient's right on the left, pixels in their true proportions.
     """
     from matplotlib.figure import Figure  # takes a second
 
-    z = slice_to_show(reference, prediction)
+    focus, z = focus_of(reference, prediction)
     body = body_of(image_zyx[z])
     _, rows_mm, columns_mm = spacing_mm_zyx
     plane = as_seen(image_zyx[z][body])
@@ -61,7 +66,9 @@ def draw_case(
     figure = Figure(figsize=(WIDTH, height + CAPTION), dpi=110, facecolor="black")
     axes = figure.add_axes((0, 0, 1, height / (height + CAPTION)))
     axes.imshow(plane, cmap="gray", vmin=window_hu[0], vmax=window_hu[1], aspect=rows_mm / columns_mm)
-    for masks, color in ((reference, REFERENCE_COLOR), (prediction, PREDICTION_COLOR)):
+    for masks, others, color in ((reference, prediction, REFERENCE_COLOR), (prediction, reference, PREDICTION_COLOR)):
+        alone = as_seen((masks[focus][z] & ~others[focus][z])[body])
+        axes.imshow(_tinted(alone, color), aspect=rows_mm / columns_mm)
         for mask in masks.values():
             outline = as_seen(mask[z][body])
             if outline.any() and min(outline.shape) > 1:
@@ -72,11 +79,18 @@ def draw_case(
     figure.savefig(path, facecolor="black")
 
 
+def _tinted(mask_yx: np.ndarray, color: str) -> np.ndarray:
+    """The mask as an image (y, x, RGBA), see-through."""
+    from matplotlib.colors import to_rgb
+
+    return np.concatenate([np.broadcast_to(to_rgb(color), (*mask_yx.shape, 3)), FILLED * mask_yx[..., None]], axis=-1)
+
+
 def plane_of(
     image_zyx: np.ndarray, reference: Mapping[str, np.ndarray], prediction: Mapping[str, np.ndarray], title: str
 ) -> Plane:
     """The slice that `draw_case` shows of CT in HU (z, y, x), in the same window. Of overlapping structures the last counts."""
-    z = slice_to_show(reference, prediction)
+    _, z = focus_of(reference, prediction)
     body = body_of(image_zyx[z])
     low, high = SOFT_TISSUE_HU
     gray = (as_seen(image_zyx[z][body]).clip(low, high) - low) * (255 / (high - low))

@@ -133,15 +133,15 @@ def write_report(
     rows: pd.DataFrame,
     structures: Sequence[str],
     facts: dict[str, str],
-    pictures: Sequence[Path],
+    pictures: Sequence[tuple[str, Path]],
     by: str = "center",
     sections: Sequence["Section"] = (),
     checks: Sequence["Item"] = (),
 ) -> Path:
     """Write OUT/report.html, one file that needs no other, from rows of cases; returns its path.
 
-    `facts` are shown at its head; `pictures` are PNG files of the worst cases, worst first. `by` is what the groups in
-    the column `center` are called; `sections` and `checks` (a guideline's items) follow the table by group.
+    `facts` are shown at its head; `pictures` are titles and PNG files of the worst cases, worst first. `by` is what the
+    groups in the column `center` are called; `sections` and `checks` (a guideline's items) follow the table by group.
     """
     from jinja2 import Environment
 
@@ -156,7 +156,7 @@ def write_report(
         cases=[_case_cells(row, names) for row in rows.sort_values("case").to_dict("records")],
         figures=[_inlined_figure(picture) for picture in figures.of_centers(rows, centers, names, by)],
         sections=[_section(section) for section in sections], checks=checks,
-        pictures=[_inlined(path) for path in pictures],
+        pictures=[(title, _inlined(path)) for title, path in pictures],
     )  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     path = out / "report.html"
@@ -205,6 +205,6 @@ def _case_cells(row: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
             "lesion": "" if lesion is None or lesion != lesion else "yes" if lesion else "no"}  # fmt: skip
 
 
-def _inlined(path: Path) -> tuple[str, str]:
-    """(name, data address) of a PNG file."""
-    return path.stem, "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+def _inlined(path: Path) -> str:
+    """The data address of a PNG file."""
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()

@@ -15,12 +15,12 @@ from pants_dist.figures import of_centers, write_picture
 from pants_dist.protocol import Analysis, keep_analysis, read_analysis
 from pants_dist.report import shown_structures, write_report
 from pants_dist.scores import by_case, joined, labels_of, read_cells, read_metadata, read_scores, separator
-from pants_dist.sections import Section, sections_of, worst_cases
+from pants_dist.sections import Section, primary_of, sections_of
 from pants_dist.structures import LESION
+from pants_dist.worst import pictures_of, worst_table
 
 ABSENT = {"seen": None, "center_kind": "", "split": ""}  # columns that a table may leave out
 CENTERS = ("center", "centre", "site", "hospital", "institution")  # groups that are a sample of centers
-SHOWN_PICTURES = 6
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Results:
 
     models: dict[str, pd.DataFrame] = field(default_factory=dict)
     facts: dict[str, str] = field(default_factory=dict)
-    pictures: list[Path] = field(default_factory=list)
+    pictures: list[tuple[str, Path]] = field(default_factory=list)
 
     @property
     def rows(self) -> pd.DataFrame:
@@ -63,7 +63,7 @@ def report_results(
     found.facts["Analysis"] = plan.digest[:12] + (f", changed from {changed[:12]} of the report before" if changed else "")
     _write_files(out, found, plan, by, parts)
     checks = checklist(rows, len(found.models), plan, declared=analysis is not None)
-    write_report(out, rows, structures, found.facts, found.pictures[:SHOWN_PICTURES], by, parts, checks)
+    write_report(out, rows, structures, found.facts, found.pictures, by, parts, checks)
     return rows
 
 
@@ -72,7 +72,7 @@ def _write_files(out: Path, found: Results, plan: Analysis, by: str, parts: Sequ
     structures = structures_of(found.rows)
     centers = full_center_table(found.rows, structures, plan)
     tables.write_table(out, "centers", centers)
-    tables.write_table(out, "worst_cases", worst_cases(found.rows, structures, plan))
+    tables.write_table(out, "worst_cases", worst_table(found.rows, structures, primary_of(found.rows, structures, plan)))
     for name, _, table in (entry for part in parts for entry in part.tables):
         tables.write_table(out, name, table)
     for name, rows in list(found.models.items())[1:]:
@@ -98,7 +98,7 @@ def read_results(results: Sequence[Path], metadata: Path | None, group: str | No
                 found.facts["Left out"] = f"{len(lost)} cases of {name} that are not in the metadata: {listing(lost, 3)}"
         found.models[name] = _grouped(rows, group, result, plan)
         if len(found.models) == 1:
-            found.pictures = [picture for path in files for picture in sorted((path.parent / "worst").glob("*.png"))]
+            found.pictures = pictures_of(found.models[name], [path.parent / "worst" for path in files])
     read = {"Rows": _listed([path for result in results for path in tables_of(result)])}
     found.facts = read | ({"Metadata": str(metadata)} if metadata else {}) | found.facts
     if len(found.models) > 1:

@@ -17,7 +17,6 @@ from pants_dist.roc import clustered_difference
 from pants_dist.stats import as_floats, mcnemar
 from pants_dist.structures import LESION
 
-WORST = 50  # rows of worst_cases.csv
 DETECTION = ("auc", "sensitivity", "specificity", "tuned_sensitivity", "tuned_specificity", "component_sensitivity")
 CALIBRATION = ("calibration_intercept", "calibration_slope", "brier")
 MOST_GROUPS = 12  # above so many, pairs of groups go to the files only
@@ -226,14 +225,3 @@ def detection_pairs(tables: Mapping[str, pd.DataFrame], pairs: pd.DataFrame, ana
     for name in [name for name in ("p", "p (McNemar)") if name in table]:
         table[f"{name} adjusted"] = comparisons.ADJUSTMENTS[analysis.adjust](table[name])
     return table
-
-
-def worst_cases(rows: pd.DataFrame, structures: Sequence[str], analysis: Analysis) -> pd.DataFrame:
-    """The cases of the lowest primary endpoint, worst first: case, center, the endpoint, every Dice, and what is wrong."""
-    primary = primary_of(rows, structures, analysis)
-    part = rows[rows[primary].notna()].sort_values([primary, "case"]).head(WORST)
-    name = primary.partition("/")[2]
-    predicted = as_floats(part[f"predicted_mm3/{name}"]) if f"predicted_mm3/{name}" in part else np.full(len(part), np.nan)
-    wrong = np.select([predicted == 0, part[primary] == 0], ["nothing predicted", "no overlap"], "")
-    columns = list(dict.fromkeys(["case", "center", primary, *(f"dsc/{name}" for name in structures)]))
-    return part[columns].assign(wrong=wrong).reset_index(drop=True)

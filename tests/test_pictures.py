@@ -3,24 +3,27 @@ from pathlib import Path
 import numpy as np
 from matplotlib.image import imread
 
-from pants_dist.pictures import PREDICTION_COLOR, REFERENCE_COLOR, as_seen, body_of, draw_case, slice_to_show
+from pants_dist.pictures import PREDICTION_COLOR, REFERENCE_COLOR, as_seen, body_of, draw_case, focus_of
 
 
 def masks() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     pancreas, lesion = np.zeros((2, 10, 40, 60), bool)
     pancreas[2:8, 10:30, 20:50] = True
     lesion[6, 12:20, 22:30] = True
-    return {"pancreas": pancreas, "pancreatic_lesion": lesion}, {"pancreas": np.roll(pancreas, 4, 2)}
+    prediction = {"pancreas": np.roll(pancreas, 4, 2), "pancreatic_lesion": np.zeros_like(lesion)}
+    return {"pancreas": pancreas, "pancreatic_lesion": lesion}, prediction
 
 
-def test_the_slice_shows_the_lesion_else_the_organ_else_the_prediction() -> None:
-    """What matters most decides the slice; with nothing at all it is the middle one."""
+def test_the_slice_is_where_most_is_wrong() -> None:
+    """What matters most decides: the lesion, else the organ; with nothing at all it is the middle of the scan."""
     reference, prediction = masks()
-    empty = {"pancreas": np.zeros((10, 40, 60), bool)}
-    assert slice_to_show(reference, prediction) == 6
-    assert slice_to_show({"pancreas": reference["pancreas"]}, prediction) == 2
-    assert slice_to_show(empty, {"pancreas": reference["pancreatic_lesion"]}) == 6
-    assert slice_to_show(empty, empty) == 5
+    empty = np.zeros((10, 40, 60), bool)
+    assert focus_of(reference, prediction) == ("pancreatic_lesion", 6)
+    organ = {"pancreas": reference["pancreas"]}
+    assert focus_of(organ, {"pancreas": reference["pancreas"] & (np.arange(10) != 5)[:, None, None]}) == ("pancreas", 5)
+    assert focus_of(organ, organ) == ("pancreas", 2)
+    assert focus_of({"pancreas": empty}, {"pancreas": reference["pancreatic_lesion"]}) == ("pancreas", 6)
+    assert focus_of({"pancreas": empty}, {"pancreas": empty}) == ("pancreas", 5)
 
 
 def test_a_picture_is_seen_as_radiologists_see_it() -> None:
@@ -47,4 +50,5 @@ def test_both_outlines_are_on_the_picture(tmp_path: Path) -> None:
     for color in (REFERENCE_COLOR, PREDICTION_COLOR):
         rgb = np.array([int(color[n : n + 2], 16) / 255 for n in (1, 3, 5)])
         assert (np.abs(pixels - rgb).max(axis=-1) < 0.1).sum() > 20
+    assert ((pixels[..., 1] > pixels[..., 0] + 0.1) & (pixels[..., 1] < 0.75)).sum() > 500  # missed: filled, see-through
     assert pixels.shape[1] > 2.4 * (pixels.shape[0] - 0.35 * 110)

@@ -5,7 +5,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
 from pants_dist.protocol import Analysis
-from pants_dist.sections import declared, detection_pairs, primary_of, sections_of, worst_cases
+from pants_dist.sections import declared, detection_pairs, primary_of, sections_of
 from tests.scored import scored_rows
 
 STRUCTURES = ("liver", "pancreas", "pancreatic_lesion")
@@ -32,15 +32,6 @@ def test_sensitivities_are_compared_by_mcnemar() -> None:
     table = pd.crosstab(ours.loc[positive, "lesion_predicted"], theirs.loc[positive, "lesion_predicted"])
     assert line["p (McNemar)"] == pytest.approx(mcnemar(table.to_numpy(), exact=True).pvalue)
     assert line["only first finds"] == table.loc[True, False] and line["auc difference"] == 0
-
-
-def test_the_worst_cases_come_first() -> None:
-    """By the primary endpoint, with what is wrong where the rows tell; cases without one are not among them."""
-    rows = pd.DataFrame({
-        "case": list("abcd"), "center": "A", "dsc/liver": [0.5, 0.0, 0.0, None], "predicted_mm3/liver": [9.0, 0.0, 3.0, 0.0],
-    })  # fmt: skip
-    table = worst_cases(rows, ["liver"], Analysis(primary="dsc/liver"))
-    assert table["case"].tolist() == ["b", "c", "a"] and table["wrong"].tolist() == ["nothing predicted", "no overlap", ""]
 
 
 def test_the_endpoint_is_the_declared_one_if_it_is_there() -> None:
