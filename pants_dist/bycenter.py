@@ -3,12 +3,13 @@
 Intervals are over suspected patients where the rows name them (`patient`), else over cases.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from pants_dist.cases import UNKNOWN
 from pants_dist.detection import (
     LESION,
     amounts_of,
@@ -20,7 +21,7 @@ from pants_dist.detection import (
     threshold_at,
     truth_of,
 )
-from pants_dist.gaps import center_estimates, descriptive_gap, random_effects, worst_center
+from pants_dist.gaps import center_estimates, descriptive_gap, paired_gap, random_effects, worst_center
 from pants_dist.protocol import Analysis
 from pants_dist.report import center_table, patients_of
 from pants_dist.roc import clustered_auc
@@ -133,6 +134,71 @@ def gap_table(rows: pd.DataFrame, structures: Sequence[str], analysis: Analysis)
             "score": column, "gap": gap.value, "gap/low": gap.low, "gap/high": gap.high, "p": gap.p, "method": gap.method,
             "seen centers": gap.seen_centers, "held-out centers": gap.held_out_centers, "cases": gap.cases,
         })  # fmt: skip
+    return pd.DataFrame(table)
+
+
+def generalization_gap(
+    models: Mapping[str, pd.DataFrame], structures: Sequence[str], analysis: Analysis
+) -> tuple[pd.DataFrame, str]:
+    """The paired gap of every score, and a sentence on what it rests on, or why there is none.
+
+    The same cases of a hospital, scored by models that were trained with it (`seen`) less scored by models that were not:
+    a case's mean over the models of each kind, then `gaps.paired_gap`. Cases that a model was trained on do not count.
+    """
+    kinds = {True: list[pd.DataFrame](), False: list[pd.DataFrame]()}
+    for rows in models.values():
+        usable = rows[rows["seen"].notna() & (rows["split"] != "train") & ~rows["center_kind"].isin(["pool", UNKNOWN])]
+        for seen, parts in kinds.items():
+            parts.append(usable[usable["seen"].astype(bool) == seen])
+    ours, theirs = (pd.concat(parts, ignore_index=True) for parts in kinds.values())
+    both = sorted(set(ours["case"]) & set(theirs["case"]))
+    if not both:
+        return pd.DataFrame(), (
+            "The generalization gap is not given: it takes cases that were scored both by a model trained with their center "
+            "and by one trained without it."
+        )
+    ours, theirs = (part[part["case"].isin(both)] for part in (ours, theirs))
+    one = ours.drop_duplicates("case").set_index("case").loc[both]
+    table = []
+    for column in _scored(ours, structures):
+        first, second = (part.groupby("case")[column].mean().reindex(both) for part in (ours, theirs))
+        gap = paired_gap(first, second, one["center"].tolist(), patients_of(one), analysis.draws, analysis.seed)
+        table.append({
+            "score": column, "gap": gap.value, "gap/low": gap.low, "gap/high": gap.high, "p": gap.p, "method": gap.method,
+            "centers": gap.seen_centers, "cases": gap.cases,
+        })  # fmt: skip
+    return pd.DataFrame(table), _sizes(ours, theirs)
+
+
+def _sizes(ours: pd.DataFrame, theirs: pd.DataFrame) -> str:
+    """How many cases the models with and without the center were trained on: a gap of unequal ones is of size, too."""
+    if "trained_cases" not in ours or "trained_cases" not in theirs:
+        return "Generalization gap: nobody says how many cases the models were trained on; it takes as many for both."
+    counts = [sorted({int(count) for count in part["trained_cases"].dropna()}) for part in (ours, theirs)]
+    said = [" or ".join(f"{count:,}" for count in part) or "unknown" for part in counts]
+    if counts[0] == counts[1] and len(counts[0]) == 1:
+        return f"Generalization gap: models with and without the center were trained on {said[0]} cases each."
+    return (
+        f"Generalization gap: trained on {said[0]} cases with the center and on {said[1]} without it; as far as these numbers "
+        "differ the gap is one of training size, too (data.subset makes them equal)."
+    )
+
+
+def distance_table(rows: pd.DataFrame, structures: Sequence[str]) -> pd.DataFrame:
+    """Surface Dice and HD95 of each structure over all cases: structure, n, nsd with limits, tolerance_mm, HD95 in mm.
+
+    HD95 is the median where both masks have the structure; undefined: cases whose prediction has nothing of it.
+    """
+    table = []
+    for name in structures:
+        found = t_interval(rows[f"nsd/{name}"], patients_of(rows), bounds=(0, 1))
+        far = as_floats(rows[f"hd95_mm/{name}"]) if f"hd95_mm/{name}" in rows else np.full(len(rows), NAN)
+        known, scored = far[~np.isnan(far)], ~np.isnan(as_floats(rows[f"dsc/{name}"]))
+        line: dict[str, Any] = {"structure": name, "n": found.n, **_interval("surface Dice", found)}
+        if f"tolerance_mm/{name}" in rows:
+            line["tolerance, mm"] = float(rows[f"tolerance_mm/{name}"].max())
+        line |= {"HD95, mm (median)": float(np.median(known)) if known.size else NAN}
+        table.append(line | {"HD95 undefined": int((scored & np.isnan(far)).sum())})
     return pd.DataFrame(table)
 
 

@@ -19,12 +19,13 @@ from pants_dist.config import Settings
 from pants_dist.disk import replacing
 from pants_dist.errors import UserError
 from pants_dist.inference import Prediction, segmented
-from pants_dist.metrics import score_case
+from pants_dist.metrics import DEFAULT_TOLERANCE_MM, TOLERANCES_MM, score_case
 from pants_dist.model import Segmenter
 from pants_dist.predict import open_run, settings_of_run
 from pants_dist.predictions import open_predictions
+from pants_dist.protocol import Analysis, read_analysis
 from pants_dist.rows import WHOLE, Row, Rows, known_rows
-from pants_dist.splits import SPLITS, Splits, read_split, splits_of
+from pants_dist.splits import COLUMNS, SPLITS, Splits, patients_of, read_split, splits_of
 from pants_dist.store import Store, open_store
 from pants_dist.systems import OthersMasks, OwnModel, System
 from pants_dist.targets import Masks, holding
@@ -63,7 +64,15 @@ OnCase = Callable[[int, int, Row], None]  # of what is done, of how many, and of
 Predict = Callable[[str, np.ndarray], Prediction]  # of a case and its HU (z, y, x); may raise BadImage
 
 
-def score(store: Store, structures: tuple[str, ...], predict: Predict, case: str, split: str, seen: bool) -> Scored:
+def score(
+    store: Store,
+    structures: tuple[str, ...],
+    predict: Predict,
+    case: str,
+    split: str,
+    seen: bool,
+    tolerances_mm: Mapping[str, float] = TOLERANCES_MM,
+) -> Scored:
     """Predict one case and compare it with its reference, in the source grid.
 
     Without a usable prediction the case is a failure: its status is "no prediction", `failure` says why, and it counts as a
@@ -80,12 +89,12 @@ def score(store: Store, structures: tuple[str, ...], predict: Predict, case: str
         found = predict(case, image)
         odds = found.lesion_log_odds_zyx
         strongest = None if odds is None else float(odds.max())
-        row |= score_case(reference, found.masks, spacing, annotated, lesion_max_logit=strongest, lesion_logits_zyx=odds)
+        row |= score_case(reference, found.masks, spacing, annotated, tolerances_mm, strongest, odds)
         return Scored(row, image, reference, found.masks, spacing)
     except BadImage as error:
         nothing = Masks(structures, lambda name: np.zeros(image.shape, bool))
         row |= {"status": "no prediction", "failure": str(error)}
-        row |= _without_prediction(score_case(reference, nothing, spacing, annotated))
+        row |= _without_prediction(score_case(reference, nothing, spacing, annotated, tolerances_mm))
         return Scored(row, image, reference, nothing, spacing)
 
 
@@ -174,6 +183,15 @@ class Evaluation:
     splits: tuple[str, ...]
     system: System
     folder: Path
+    analysis: Analysis
+
+    @property
+    def head(self) -> Row:
+        """What its rows are of; others are not taken for them."""
+        tolerances = self.analysis.tolerances_mm
+        return self.system.head | {
+            "tolerances_mm": {name: tolerances.get(name, DEFAULT_TOLERANCE_MM) for name in self.system.structures}
+        }
 
     def cases(self, split: str) -> list[str]:
         """The cases of a split, in the store's order."""
@@ -182,7 +200,7 @@ class Evaluation:
 
     def known(self, split: str) -> dict[str, Row]:
         """Rows of a split that are on the disk and still right, whoever wrote them."""
-        return known_rows(self.folder / split, self.system.head, lambda row: row["state"] == self.system.state(row["case"]))
+        return known_rows(self.folder / split, self.head, lambda row: row["state"] == self.system.state(row["case"]))
 
     def slice(self, slice_: tuple[int, int]) -> list[tuple[str, str]]:
         """Split and case of what is in a slice."""
@@ -192,13 +210,15 @@ class Evaluation:
     def score(self, slice_: tuple[int, int] = WHOLE, on_case: OnCase | None = None) -> None:
         """Score what is missing of a slice."""
         seen, mine, done = seen_cases(self.store, self.assigned), self.slice(slice_), 0
+        patients, trained = patients_of(self.store.frame(*COLUMNS)), int((self.assigned.by_case == "train").sum())
+        structures, predict, tolerances = self.system.structures, self.system.predict, self.analysis.tolerances_mm
         for split in self.splits:
             folder, known = self.folder / split, self.known(split)
-            rows = Rows(folder, self.system.head, slice_)
+            rows = Rows(folder, self.head, slice_)
             for case in (case for part, case in mine if part == split):
                 if case not in known:
-                    scored = score(self.store, self.system.structures, self.system.predict, case, split, bool(seen[case]))
-                    scored.row["state"] = self.system.state(case)
+                    scored = score(self.store, structures, predict, case, split, bool(seen[case]), tolerances)
+                    scored.row.update(patient=patients[case], trained_cases=trained, state=self.system.state(case))
                     keep_picture(folder / "worst", scored, list(known.values()))
                     rows.add(scored.row)
                     known[case] = scored.row
@@ -227,13 +247,15 @@ class Evaluation:
 class Order:
     """What to evaluate: splits of a run (val_seen and held_out unless told), by its own model or by `predictions`.
 
-    Those are a folder of masks (predictions.py). `mirror`, for the own model, is as in inference.py.
+    Those are a folder of masks (predictions.py). `mirror`, for the own model, is as in inference.py. `analysis` is a file
+    that declares the tolerances of surface Dice (protocol.py).
     """
 
     run: Path
     splits: tuple[str, ...] | None = None
     predictions: Path | None = None
     mirror: bool = False
+    analysis: Path | None = None
 
     @property
     def folder(self) -> Path:
@@ -243,7 +265,7 @@ class Order:
 
 def open_evaluation(order: Order) -> Evaluation:
     """What an order comes to. Raises UserError for a folder that is no run or has no checkpoint yet, for a split without
-    cases, and for predictions that are not there."""
+    cases, for predictions that are not there, and for an analysis that cannot be read."""
     settings = settings_of_run(order.run)
     checkpoint = None if order.predictions else open_run(order.run)[0]
     store = open_store(settings.data.store, settings.data.io)
@@ -254,7 +276,7 @@ def open_evaluation(order: Order) -> Evaluation:
     elif order.predictions:
         cases = [case for case in store.cases if assigned.by_case[case] in chosen]
         system = OthersMasks(store, open_predictions(order.predictions, settings.model.outputs.structures, cases))
-    return Evaluation(settings, store, assigned, chosen, system, order.folder)
+    return Evaluation(settings, store, assigned, chosen, system, order.folder, read_analysis(order.analysis))
 
 
 def evaluate(run: Path, splits: tuple[str, ...] | None = None, on_case: OnCase | None = None) -> pd.DataFrame:

@@ -133,8 +133,9 @@ def score_case(
     lesion_max_logit: float | None = None,
     lesion_logits_zyx: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """Columns of a case's row: dsc, nsd, hd95_mm, volumes and voxels of every structure of `prediction`, then lesion_*.
+    """Columns of a case's row: dsc, nsd and its tolerance_mm, hd95_mm, volumes and voxels of every structure, then lesion_*.
 
+    Structures are those of `prediction`.
     Masks are boolean (z, y, x) of one shape; each is asked for once, in turn, so both mappings may make them as they
     are asked for. Structures outside `tolerances_mm` get 2 mm. With `lesion_logits_zyx` the row also lists, for each
     predicted lesion component, its largest logit and whether it was matched, as FROC needs them.
@@ -146,6 +147,7 @@ def score_case(
         tolerance_mm = tolerances_mm.get(name, DEFAULT_TOLERANCE_MM)
         scores = _score_structure(ours, theirs, spacing_mm_zyx, tolerance_mm)
         row |= {f"{score}/{name}": value for score, value in scores.items()}
+        row[f"tolerance_mm/{name}"] = tolerance_mm if known else NAN
         if name == LESION:
             row |= _score_lesion(ours, theirs, lesion_logits_zyx)
             row["lesion_max_logit"] = NAN if lesion_max_logit is None else float(lesion_max_logit)

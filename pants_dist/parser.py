@@ -76,6 +76,7 @@ def add_evaluate(verb: Parser) -> None:
     where = "score masks of another system instead: DIR/CASE/segmentations/STRUCTURE.nii.gz, or without that folder"
     verb.add_argument("--predictions", metavar="DIR", type=Path, help=where)
     verb.add_argument("--mirror", action="store_true", help=MIRROR)
+    verb.add_argument("--analysis", metavar="FILE", type=Path, help="analysis.yaml: the tolerances of surface Dice")
     verb.add_argument("--ranks", metavar="N", type=int, help="processes on this machine (default: one for each GPU, or one)")
     verb.add_argument("--slice", metavar="I/N", help="only every N-th case, from the I-th: for N nodes on one run")
 

@@ -28,6 +28,8 @@ class Analysis:
     lesion_voxels: int = 0  # a patient is positive above so many predicted voxels of lesion
     specificity: float = SPECIFICITY  # at which the threshold is fixed on seen tuning cases
     comparisons: tuple[tuple[str, str], ...] = ()  # pairs of models that make the family; none: every pair
+    crossings: tuple[tuple[str, str], ...] = (("sex", "age_band"), ("phase", "slice_band"))  # subgroups by two columns
+    prevalence: float = 0.01  # of lesions among those scanned, for which PPV and NPV are given
     adjust: str = "holm"  # p values of the family: holm or bh
     draws: int = DRAWS  # of every bootstrap
     seed: int = 0
@@ -64,10 +66,9 @@ def _checked(given: dict[str, Any], path: Path) -> Analysis:
         ),
         "lesion_voxels": (lambda v: isinstance(v, int) and v >= 0, "a number of voxels from 0"),
         "specificity": (lambda v: _number(v) and 0 < v < 1, "a share between 0 and 1"),
-        "comparisons": (
-            lambda v: isinstance(v, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in v),
-            "pairs of models, [[one, other], ...]",
-        ),
+        "comparisons": (_pairs, "pairs of models, [[one, other], ...]"),
+        "crossings": (_pairs, "pairs of columns, [[sex, phase], ...]"),
+        "prevalence": (lambda v: _number(v) and 0 < v < 1, "a share between 0 and 1"),
         "adjust": (lambda v: v in ADJUSTMENTS, " or ".join(ADJUSTMENTS)),
         "draws": (lambda v: isinstance(v, int) and v >= 100, "a number from 100"),
         "seed": (lambda v: isinstance(v, int) and v >= 0, "a number from 0"),
@@ -76,9 +77,13 @@ def _checked(given: dict[str, Any], path: Path) -> Analysis:
         holds, wanted = rules[name]
         if isinstance(value, bool) or not holds(value):
             raise UserError(f"analysis {path}: {name} is {value!r}; give {wanted}")
-    if "comparisons" in given:
-        given = {**given, "comparisons": tuple((str(one), str(other)) for one, other in given["comparisons"])}
-    return Analysis(**given)
+    for name in {"comparisons", "crossings"} & set(given):
+        given = {**given, name: tuple((str(one), str(other)) for one, other in given[name])}
+    return Analysis(**given | {"tolerances_mm": {**TOLERANCES_MM, **given.get("tolerances_mm", {})}})
+
+
+def _pairs(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in value)
 
 
 def _number(value: Any) -> bool:

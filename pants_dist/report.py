@@ -54,6 +54,12 @@ def _center_row(center: str, seen: bool | None, part: pd.DataFrame, columns: lis
     return row
 
 
+def tolerances_of(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, float]:
+    """The tolerance of surface Dice in mm that each structure was scored with, as far as the rows tell."""
+    columns = {name: rows[f"tolerance_mm/{name}"].dropna() for name in names if f"tolerance_mm/{name}" in rows}
+    return {name: float(values.iloc[0]) for name, values in columns.items() if len(values)}
+
+
 def detection(rows: pd.DataFrame) -> dict[str, Any]:
     """Patients with a lesion, sensitivity and specificity over patients, each with interval and n; NaN where there is none."""
     nothing = Estimate(NAN, NAN, NAN, 0)
@@ -156,6 +162,7 @@ def write_report(
         cases=[_case_cells(row, names) for row in rows.sort_values("case").to_dict("records")],
         figures=[_inlined_figure(picture) for picture in figures.of_centers(rows, centers, names, by)],
         sections=[_section(section) for section in sections], checks=checks,
+        tolerances=", ".join(f"{name} {mm:g}" for name, mm in tolerances_of(rows, structures).items()),
         pictures=[(title, _inlined(path)) for title, path in pictures],
     )  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)

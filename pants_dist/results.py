@@ -12,8 +12,9 @@ from pants_dist.cases import listing
 from pants_dist.checklist import checklist
 from pants_dist.errors import UserError
 from pants_dist.figures import of_centers, write_picture
+from pants_dist.metrics import DEFAULT_TOLERANCE_MM
 from pants_dist.protocol import Analysis, keep_analysis, read_analysis
-from pants_dist.report import shown_structures, write_report
+from pants_dist.report import shown_structures, tolerances_of, write_report
 from pants_dist.scores import by_case, joined, labels_of, read_cells, read_metadata, read_scores, separator
 from pants_dist.sections import Section, primary_of, sections_of
 from pants_dist.structures import LESION
@@ -56,6 +57,7 @@ def report_results(
     """
     plan = read_analysis(analysis)
     found = read_results(results, metadata, group, plan)
+    _check_models(found, plan, declared=analysis is not None)
     by, rows, structures = group or "center", found.rows, structures_of(found.rows)
     parts = sections_of(found.models, structures, plan, by, centers=by.lower() in CENTERS)
     out.mkdir(parents=True, exist_ok=True)
@@ -104,7 +106,6 @@ def read_results(results: Sequence[Path], metadata: Path | None, group: str | No
     if len(found.models) > 1:
         first, *others = found.models
         found.facts["Report on"] = f"{first}, compared with {listing(others)}"
-    _check_models(found, plan)
     return found
 
 
@@ -118,13 +119,24 @@ def _grouped(rows: pd.DataFrame, group: str | None, result: Path, plan: Analysis
     return rows
 
 
-def _check_models(found: Results, plan: Analysis) -> None:
-    """Raises UserError where models share no case, or the analysis compares one that is not there."""
-    if not set.intersection(*(set(rows["case"]) for rows in found.models.values())):
-        raise UserError(f"results {', '.join(found.models)}: no case that all have; each of RESULTS is one model")
+def _check_models(found: Results, plan: Analysis, declared: bool) -> None:
+    """Raises UserError where a model shares no case with any other, the analysis compares one that is not there, or it
+    declares another tolerance than surface Dice was scored with."""
+    cases = {name: set(rows["case"]) for name, rows in found.models.items()}
+    for name in cases if len(cases) > 1 else ():
+        if not any(cases[name] & theirs for other, theirs in cases.items() if other != name):
+            others = listing(sorted(set(cases) - {name}))
+            raise UserError(f"results {name}: no case in common with {others}; each of RESULTS is one model")
     for name in (name for pair in plan.comparisons for name in pair):
         if name not in found.models:
             raise UserError(f"analysis: comparisons name {name}; the models are {', '.join(found.models)}")
+    for model, rows in found.models.items() if declared else ():
+        for name, used in tolerances_of(rows, structures_of(rows)).items():
+            if used != (wanted := plan.tolerances_mm.get(name, DEFAULT_TOLERANCE_MM)):
+                raise UserError(
+                    f"analysis: tolerances_mm of {name} is {wanted:g}, but {model} was scored with {used:g}; score it again: "
+                    "pants-dist evaluate RUN --analysis FILE"
+                )
 
 
 def model_names(results: Sequence[Path]) -> list[str]:

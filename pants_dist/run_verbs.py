@@ -78,7 +78,7 @@ def evaluate(given: Given) -> int:
 
     if given.mirror and given.predictions:
         raise UserError("evaluate: --mirror is for the run's own model; leave it out with --predictions")
-    order = Order(given.run, (given.split,) if given.split else None, given.predictions, given.mirror)
+    order = Order(given.run, (given.split,) if given.split else None, given.predictions, given.mirror, given.analysis)
     slice_ = parse_slice(given.slice) if given.slice else WHOLE
     with shown("evaluate") as tell:
         rows = evaluate_on(order, given.ranks, slice_, tell)

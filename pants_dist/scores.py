@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from pants_dist.cases import EMPTY_CELLS, center_of, listing, tidy
+from pants_dist.cohort import through_plane_axis
 from pants_dist.duplicates import FINGERPRINT, fingerprint
 from pants_dist.errors import UserError
 from pants_dist.structures import PANTS
@@ -119,12 +120,21 @@ def _wrong(cells: pd.Series, values: pd.Series) -> int | None:
 def read_metadata(path: Path) -> pd.DataFrame:
     """Metadata by case: every cell as text, and where they are PanTS's own also `center`, `center_kind` and `patient`.
 
-    `patient` names the scans of one suspected patient alike (`duplicates.fingerprint`); of most it is the case.
+    `patient` names the scans of one suspected patient alike (`duplicates.fingerprint`); of most it is the case. A column
+    that says whether there is a tumor becomes `tumor_flag`; of PanTS's also `phase`, `nationality` and `spacing_z_mm` are told.
     """
     table = by_case(read_cells(path, "metadata"), path, "metadata")
     if {"site", "site detail"} <= set(table):
         pairs = [center_of(site, detail) for site, detail in zip(table["site"], table["site detail"], strict=True)]
         table["center"], table["center_kind"] = (list(part) for part in zip(*pairs, strict=True))
+    flag = next((name for name in table if _plain(name).rstrip("?") in ("tumor", "tumor flag")), None)
+    if flag and "tumor_flag" not in table:
+        table["tumor_flag"] = pd.Series([_truth(cell) for cell in table[flag]], table.index, dtype=object)
+    for name, released in (("phase", "ct phase"), ("nationality", "site nationality")):
+        if released in table and name not in table:
+            table[name] = table[released]
+    if "spacing" in table and "spacing_z_mm" not in table:
+        table["spacing_z_mm"] = [_slice_spacing_mm(cell) for cell in table["spacing"]]
     if set(FINGERPRINT) <= set(table):
         prints = [fingerprint(row, known=False) for row in table[list(FINGERPRINT)].to_dict("records")]
         first: dict[object, str] = {}
@@ -132,6 +142,12 @@ def read_metadata(path: Path) -> pd.DataFrame:
             case if key is None else first.setdefault(key, case) for key, case in zip(prints, table["case"], strict=True)
         ]
     return table
+
+
+def _slice_spacing_mm(cell: object) -> float:
+    """Between slices, of a cell like "(0.7, 0.7, 2.5)"; NaN of any other."""
+    found = [float(text) for text in re.findall(r"\d+\.?\d*(?:e-?\d+)?", str(cell))]
+    return found[int(through_plane_axis(np.array([found]))[0])] if len(found) == 3 else float("nan")
 
 
 def joined(rows: pd.DataFrame, metadata: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, list[str]]:

@@ -7,13 +7,14 @@ import numpy as np
 import pandas as pd
 
 from pants_dist import bycenter, comparisons, curves, shortcuts
+from pants_dist.breakdown import breakdown
 from pants_dist.cases import UNKNOWN
 from pants_dist.detection import amounts_of, detection_table, truth_of
 from pants_dist.figures import Picture
 from pants_dist.metrics import DEFAULT_TOLERANCE_MM
 from pants_dist.protocol import Analysis
-from pants_dist.report import center_table, patients_of
-from pants_dist.roc import clustered_difference
+from pants_dist.report import center_table, patients_of, tolerances_of
+from pants_dist.roc import clustered_difference, delong_difference
 from pants_dist.stats import as_floats, mcnemar
 from pants_dist.structures import LESION
 
@@ -43,12 +44,25 @@ def sections_of(
     rows = next(iter(models.values()))
     found = [_groups(rows, structures, analysis, by)]
     if centers:
-        found.append(_across(rows, structures, analysis))
+        found.append(_across(models, structures, analysis))
     if bycenter.truth_known(rows) and bycenter.score_known(rows):
         found.append(_detection(rows, structures, analysis, by))
+    if parts := _subgroups(rows, structures, analysis):
+        found.append(parts)
     if len(models) > 1:
         found.append(_models(models, structures, analysis))
     return found
+
+
+def _subgroups(rows: pd.DataFrame, structures: Sequence[str], analysis: Analysis) -> Section | None:
+    tables = breakdown(rows, structures, primary_of(rows, structures, analysis), analysis)
+    remark = (
+        "What is not known is a subgroup of its own. Subgroups of few cases have a mean and no interval. Tests: "
+        f"Kruskal-Wallis, adjusted over all columns ({analysis.adjust}). PPV and NPV carry sensitivity and specificity over to "
+        "people who were not scanned: that both stay as they are is an assumption. Adjusted means: least squares on center "
+        "and phase, tumor size and slice spacing; a center that shares no phase with the others has none."
+    )
+    return Section("Subgroups and case mix", remark, tables, hidden={"subgroups"}) if tables else None
 
 
 def _groups(rows: pd.DataFrame, structures: Sequence[str], analysis: Analysis, by: str) -> Section:
@@ -67,7 +81,7 @@ def _groups(rows: pd.DataFrame, structures: Sequence[str], analysis: Analysis, b
         [("groups", f"Dice by {by}", bycenter.group_table(rows, structures)), ("pairs", f"{primary} of pairs", pairs)],
     )
     if surface := [name for name in structures if f"nsd/{name}" in rows and rows[f"nsd/{name}"].notna().any()]:
-        section.tables.append(_surface(rows, surface, analysis, by))
+        section.tables += _surface(rows, surface, analysis, by)
     section.hidden = {"groups"} | ({"pairs"} if test.groups > MOST_GROUPS or pairs.empty else set())
     if test.groups:
         caption = "Median and quartiles; whiskers to the 5th and 95th percentile of cases."
@@ -76,11 +90,17 @@ def _groups(rows: pd.DataFrame, structures: Sequence[str], analysis: Analysis, b
     return section
 
 
-def _surface(rows: pd.DataFrame, names: list[str], analysis: Analysis, by: str) -> tuple[str, str, pd.DataFrame]:
+def _surface(rows: pd.DataFrame, names: list[str], analysis: Analysis, by: str) -> list[tuple[str, str, pd.DataFrame]]:
+    """Surface Dice by group, and of every structure surface Dice and HD95 with how often it is undefined."""
     centers = center_table(rows, names)
-    within = ", ".join(f"{name} {analysis.tolerances_mm.get(name, DEFAULT_TOLERANCE_MM):g}" for name in names)
+    within = tolerances_of(rows, names)
+    said = ", ".join(f"{name} {within.get(name, analysis.tolerances_mm.get(name, DEFAULT_TOLERANCE_MM)):g}" for name in names)
+    words = f"tolerance in mm{'' if within else ' as declared'}: {said}"
     table = _with_intervals(centers.rename(columns={"center": by}), [by, "n", *(f"nsd/{name}" for name in names)])
-    return "surface_dice", f"Surface Dice by {by} (tolerance in mm as declared: {within})", table
+    found = [("surface_dice", f"Surface Dice by {by} ({words})", table)]
+    if any(f"hd95_mm/{name}" in rows for name in names):
+        found.append(("distances", "Distances of surfaces, all cases", bycenter.distance_table(rows, names)))
+    return found
 
 
 def primary_of(rows: pd.DataFrame, structures: Sequence[str], analysis: Analysis) -> str:
@@ -89,19 +109,25 @@ def primary_of(rows: pd.DataFrame, structures: Sequence[str], analysis: Analysis
     return next((name for name in columns if name in rows and rows[name].notna().any()), columns[1])
 
 
-def _across(rows: pd.DataFrame, structures: Sequence[str], analysis: Analysis) -> Section:
+def _across(models: Mapping[str, pd.DataFrame], structures: Sequence[str], analysis: Analysis) -> Section:
+    rows = next(iter(models.values()))
     remark = (
         "The unit is the center; pools and unknown ones are left out here. The gap is descriptive: mean of seen centers less "
         "mean of held-out ones, by Welch's t below 20 centers a side, else by a bootstrap of centers and then patients. "
         'Spread by random effects (REML, Hartung-Knapp); "new center": where the mean of one more center is expected. The '
         'worst center is drawn towards the others as its "shrunken" estimate; "by chance" is what the worst of as many equal '
-        "centers would show."
+        "centers would show. "
     )
+    paired, sizes = bycenter.generalization_gap(models, structures, analysis)
+    remark += sizes
     rows = rows[~rows["center_kind"].isin(["pool", UNKNOWN]) & (rows["center"] != UNKNOWN)]
     if rows.empty:
         return Section("What the centers say together", "No case is from a center that is known.")
     gap = bycenter.gap_table(rows, structures, analysis)
-    tables = [("gap", "Seen less held-out", gap)] if not gap.empty and (gap["method"] != "none").any() else []
+    given = not gap.empty and (gap["method"] != "none").any()
+    tables = [("gap", "Descriptive gap: seen less held-out centers", gap)] if given else []
+    if not paired.empty:
+        tables.append(("generalization_gap", "Generalization gap: trained with the center less without it, same cases", paired))
     spread, worst = bycenter.spread_tables(rows, structures)
     tables.append(("spread", "Mean over centers, and where a new one is expected", spread))
     tables.append(("worst_center", "Worst center", worst))
@@ -170,6 +196,8 @@ def _models(models: Mapping[str, pd.DataFrame], structures: Sequence[str], analy
     """Every declared pair on the cases that all models have."""
     tables = {name: rows.set_index("case") for name, rows in models.items()}
     common = sorted(set.intersection(*(set(table.index) for table in tables.values())))
+    if not common:
+        return Section("Models compared", "No case that all models have: nothing to compare.")
     tables = {name: table.loc[common] for name, table in tables.items()}
     first = next(iter(tables.values()))
     primary = primary_of(first.reset_index(), structures, analysis)
@@ -203,6 +231,7 @@ def declared(pairs: pd.DataFrame, analysis: Analysis) -> pd.DataFrame:
 def detection_pairs(tables: Mapping[str, pd.DataFrame], pairs: pd.DataFrame, analysis: Analysis) -> pd.DataFrame:
     """AUC difference (bootstrap of centers and patients) and McNemar's test of sensitivities, for the same pairs.
 
+    Where no patient has two cases DeLong's test stands beside it, which takes the cases of a center as independent.
     `tables` are indexed by the same cases. Empty where a model has no truth or no score of lesions.
     """
     first = next(iter(tables.values()))
@@ -210,18 +239,21 @@ def detection_pairs(tables: Mapping[str, pd.DataFrame], pairs: pd.DataFrame, ana
     if not truth or not score or not all(score in table for table in tables.values()):
         return pd.DataFrame()
     present, centers, lines = truth_of(first, truth), first["center"].tolist(), []
+    independent = score == bycenter.LOGIT and first.get("patient", first.index.to_series()).is_unique
     for pair in zip(pairs["first"], pairs["second"], strict=True):
         ours, theirs = (tables[name] for name in pair)
         one, other = (amounts_of(table, score, present) for table in (ours, theirs))
         apart = clustered_difference(present, one, other, centers, patients_of(first), analysis.draws, analysis.seed)
         line = {"first": pair[0], "second": pair[1], "auc difference": apart.value, "auc difference/low": apart.low}
         line |= {"auc difference/high": apart.high, "p": apart.p}
+        if independent:
+            line["p (DeLong)"] = delong_difference(present, one, other).p
         if "lesion_predicted" in ours and "lesion_predicted" in theirs:
             hits = [np.where(present == 1, as_floats(table["lesion_predicted"]), np.nan) for table in (ours, theirs)]
             found = mcnemar(*hits)
             line |= {"only first finds": found.only_first, "only second finds": found.only_second, "p (McNemar)": found.p}
         lines.append(line)
     table = pd.DataFrame(lines)
-    for name in [name for name in ("p", "p (McNemar)") if name in table]:
+    for name in [name for name in ("p", "p (DeLong)", "p (McNemar)") if name in table]:
         table[f"{name} adjusted"] = comparisons.ADJUSTMENTS[analysis.adjust](table[name])
     return table

@@ -39,7 +39,7 @@ def with_bands(rows: pd.DataFrame) -> pd.DataFrame:
     found = rows.copy()
     for name, column, edges in (("age_band", "age", AGE_YEARS), ("slice_band", "spacing_z_mm", SLICE_MM)):
         if column in rows:
-            found[name] = bands(rows[column], edges)
+            found[name] = bands(pd.to_numeric(rows[column], errors="coerce"), edges)
     if LESION_MM3 in rows:
         sizes = bands(sphere_diameter_mm(rows[LESION_MM3]), TUMOR_MM)
         found["tumor_band"] = np.where(as_floats(rows[LESION_MM3]) == 0, "no tumor", sizes)

@@ -53,6 +53,20 @@ def test_every_validation_case_is_scored_once(run: Path) -> None:
     assert list((run / "evaluation" / "held_out" / "worst").glob("*.png"))
 
 
+def test_rows_name_patients_and_what_they_were_scored_with(run: Path, tmp_path: Path) -> None:
+    """The suspected patient, how many cases the model was trained on, and the tolerance; another one scores anew."""
+    table = pd.read_parquet(run / "evaluation" / "held_out" / "cases.parquet")
+    assert set(table["patient"]) <= set(store_of(run).cases) and set(table["trained_cases"]) == {2}
+    assert set(table["tolerance_mm/liver"]) == {2.0} and set(table["tolerance_mm/pancreas"]) == {5.0}
+    (tmp_path / "analysis.yaml").write_text("tolerances_mm: {liver: 12}\n")
+    assert cli.main(["evaluate", str(copied(run, tmp_path / "r")), "--analysis", str(tmp_path / "analysis.yaml")]) == 0
+    wider = pd.read_parquet(tmp_path / "r" / "evaluation" / "held_out" / "cases.parquet")
+    assert set(wider["tolerance_mm/liver"]) == {12.0} and (wider["nsd/liver"] > table["nsd/liver"]).any()
+    assert "in mm: liver 12, pancreas 5" in (tmp_path / "r" / "evaluation" / "report.html").read_text()
+    listed = pd.read_csv(tmp_path / "r" / "evaluation" / "worst_cases.csv")
+    assert list(listed)[:3] == ["kind", "case", "center"] and set(listed["case"]) <= set(store_of(run).cases)
+
+
 def test_dice_is_that_of_the_masks(run: Path) -> None:
     """A row's Dice of the liver equals the one computed here from the model's logits and the stored masks."""
     (checkpoint, settings), store = open_run(run), store_of(run)

@@ -73,7 +73,8 @@ def test_the_page_needs_no_other_file(tmp_path: Path) -> None:
     """report.html names nothing outside itself, escapes what comes from data, and carries figures and pictures."""
     picture = tmp_path / "case.png"
     picture.write_bytes(b"\x89PNG\r\n\x1a\n")
-    page = write_report(tmp_path, rows(), STRUCTURES, {"Store": "<script>alert(1)</script>"}, [("case & title", picture)]).read_text()
+    facts = {"Store": "<script>alert(1)</script>"}
+    page = write_report(tmp_path, rows(), STRUCTURES, facts, [("case & title", picture)]).read_text()
     links = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert all(link.startswith(("data:", "#")) for link in links) and "url(http" not in page
     assert "<script>alert" not in page and "Center &lt;1&gt; &amp;" in page

@@ -131,7 +131,7 @@ def test_models_are_named_apart(others: Path) -> None:
     assert model_names([others / "a" / "second.csv", others / "second.csv"]) == ["a-second", f"{others.name}-second"]
     (others / "third.csv").write_text("case,center,pancreas\nx,A,0.5\n")
     (others / "fourth.csv").write_text("case,center,pancreas\ny,A,0.5\n")
-    with pytest.raises(UserError, match="no case that all have"):
+    with pytest.raises(UserError, match="results third: no case in common with fourth"):
         report_results([others / "third.csv", others / "fourth.csv"], others / "out")
     (others / "plan.yaml").write_text("comparisons: [[third, fifth]]")
     with pytest.raises(UserError, match="comparisons name fifth; the models are third"):

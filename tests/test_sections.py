@@ -5,6 +5,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
 from pants_dist.protocol import Analysis
+from pants_dist.roc import delong_difference
 from pants_dist.sections import declared, detection_pairs, primary_of, sections_of
 from tests.scored import scored_rows
 
@@ -32,6 +33,12 @@ def test_sensitivities_are_compared_by_mcnemar() -> None:
     table = pd.crosstab(ours.loc[positive, "lesion_predicted"], theirs.loc[positive, "lesion_predicted"])
     assert line["p (McNemar)"] == pytest.approx(mcnemar(table.to_numpy(), exact=True).pvalue)
     assert line["only first finds"] == table.loc[True, False] and line["auc difference"] == 0
+    assert "p (DeLong)" not in line  # some patients have two scans
+    alone = [rows.assign(patient=rows.index, lesion_max_logit=rows["lesion_max_logit"] + shift) for rows, shift in (
+        (ours, 0.0), (theirs, np.random.default_rng(1).normal(0, 1, 120)))]  # fmt: skip
+    (line,) = detection_pairs(dict(zip("ab", alone, strict=True)), pairs, QUICK).to_dict("records")
+    apart = delong_difference(ours["lesion_present"], *(rows["lesion_max_logit"] for rows in alone))
+    assert line["p (DeLong)"] == apart.p and line["auc difference"] == pytest.approx(apart.value)
 
 
 def test_the_endpoint_is_the_declared_one_if_it_is_there() -> None:
@@ -46,7 +53,8 @@ def test_only_centers_that_are_known_speak_for_centers() -> None:
     rows.loc[rows["center"] == "Hospital A", "center_kind"] = "pool"
     rows.loc[rows["center"] == "Hospital B", "center"] = "unknown"
     titles = [section.title for section in sections_of({"m": rows}, STRUCTURES, QUICK, "center", centers=True)]
-    assert titles == ["Every structure, every center", "What the centers say together", "Lesion detection"]
+    across, others = "What the centers say together", ["Lesion detection", "Subgroups and case mix"]
+    assert titles == ["Every structure, every center", across, *others]
     across = sections_of({"m": rows}, STRUCTURES, QUICK, "center", centers=True)[1]
     spread = next(table for name, _, table in across.tables if name == "spread")
     assert set(spread["centers"]) == {"2 seen", "1 held-out"}
