@@ -15,7 +15,16 @@ from pants_dist.figures import of_centers, write_picture
 from pants_dist.metrics import DEFAULT_TOLERANCE_MM
 from pants_dist.protocol import Analysis, keep_analysis, read_analysis
 from pants_dist.report import shown_structures, tolerances_of, write_report
-from pants_dist.scores import by_case, joined, labels_of, read_cells, read_metadata, read_scores, separator
+from pants_dist.scores import (
+    by_case,
+    joined,
+    labels_of,
+    prevalence_elsewhere,
+    read_cells,
+    read_metadata,
+    read_scores,
+    separator,
+)
 from pants_dist.sections import Section, primary_of, sections_of
 from pants_dist.structures import LESION
 from pants_dist.worst import pictures_of, worst_table
@@ -96,6 +105,8 @@ def read_results(results: Sequence[Path], metadata: Path | None, group: str | No
             raise UserError(f"results: case {case} stands in more than one of {_listed(files)}; keep one of them")
         if known is not None and metadata:
             rows, lost = joined(rows, known, metadata)
+            if (shares := prevalence_elsewhere(known, rows)) is not None:
+                rows["center_prevalence"] = shares
             if lost:
                 found.facts["Left out"] = f"{len(lost)} cases of {name} that are not in the metadata: {listing(lost, 3)}"
         found.models[name] = _grouped(rows, group, result, plan)

@@ -164,6 +164,21 @@ def joined(rows: pd.DataFrame, metadata: pd.DataFrame, path: Path) -> tuple[pd.D
     return rows[known].merge(metadata[new], on="case", how="left"), rows.loc[~known, "case"].tolist()
 
 
+def prevalence_elsewhere(metadata: pd.DataFrame, rows: pd.DataFrame) -> pd.Series | None:
+    """For each of `rows` the share of tumors (by `tumor_flag`) in its center among the scans of `metadata` that are not rows.
+
+    A center that has no other scan gets the share of all of them. None where the metadata do not tell centers or tumors.
+    """
+    if not {"center", "tumor_flag"} <= set(metadata):
+        return None
+    others = metadata[~metadata["case"].isin(rows["case"]) & metadata["tumor_flag"].notna()]
+    if others.empty:
+        return None
+    flags = others["tumor_flag"].astype(float)
+    centers = rows["case"].map(metadata.set_index("case")["center"])
+    return centers.map(flags.groupby(others["center"]).mean()).fillna(flags.mean())
+
+
 def labels_of(rows: pd.DataFrame, column: str, where: str) -> list[str]:
     """The group of each row as text, "unknown" where it is blank. Raises UserError where there is no such column."""
     names = {_plain(name): name for name in reversed(list(rows.columns))}

@@ -27,6 +27,7 @@ LENGTHS = ("spacing", "shape", "spacing_z_mm", "n_voxels")  # columns of numbers
 def auc_table(rows: pd.DataFrame, analysis: Analysis) -> pd.DataFrame:
     """AUCs of the model and of both shortcuts on the same cases: pooled, and within centers (Janes & Pepe 2009).
 
+    The prevalence of a center is that among other scans where the rows have it (`scores.prevalence_elsewhere`).
     Columns: score, positives, negatives, pooled and within centers with /low and /high, and `over shortcut`, the model's
     AUC within centers less that of spacing, shape and phase. Empty where the rows have no truth or no score.
     """
@@ -39,7 +40,8 @@ def auc_table(rows: pd.DataFrame, analysis: Analysis) -> pd.DataFrame:
     rows, present, model = rows[usable], present[usable], model[usable]
     if not 0 < present.sum() < present.size:
         return pd.DataFrame()
-    scores = {f"model ({column})": model, "center prevalence alone": prevalence_scores(rows["center"].tolist(), present)}
+    shares = rows["center_prevalence"] if "center_prevalence" in rows else prevalence_scores(rows["center"].tolist(), present)
+    scores = {f"model ({column})": model, "center prevalence alone": as_floats(shares)}
     if (features := scan_features(rows)).size:
         scores["spacing, shape, phase"] = cross_validated(features, present, _patients(rows), analysis.seed)
     given: dict[str, Any] = {"clusters": patients_of(rows), "draws": analysis.draws, "seed": analysis.seed}
@@ -71,7 +73,7 @@ def weight_table(rows: pd.DataFrame, analysis: Analysis) -> pd.DataFrame:
 
 
 def prevalence_scores(centers: list[str], present: np.ndarray) -> np.ndarray:
-    """Each case's share of positives in its own center; shape (n,)."""
+    """Each case's share of positives in its own center, itself among them: more than one could know; shape (n,)."""
     return pd.Series(present).groupby(centers).transform("mean").to_numpy()
 
 
