@@ -5,8 +5,11 @@
 real / constant: one rank a GPU trains the network of --config through our trainer, on the plan's patches and on the first
 step's patches over and over, in turns in the same processes. Without a GPU two ranks train a network small enough for a CPU
 (SMALL), with all else as in the config.
-weak scaling: ranks whose network does nothing but wait for as long as a step of a GPU may take, each with as many patches;
-reading, the exchange of gradients and our own work between steps remain. Efficiency is the rate a rank, against one rank.
+weak scaling: ranks whose step takes as long as one of a GPU may take (WAIT_S), each with as many patches. "device": all that
+a GPU would do, gradients and update with it, is over WAIT_S after the step began; reading, handing over and our own work
+between steps remain. "after": the network waits, and then gradients go through gloo and weights are updated on these cores.
+"bare DDP": the same as "after" in a loop of torch's own, without reading and without us. Efficiency is the rate a rank,
+against one rank.
 """
 
 import argparse
@@ -65,7 +68,53 @@ class Waiting(Segmenter):
 
     def loss(self, micro: Any) -> torch.Tensor:
         time.sleep(WAIT_S)
-        return torch.stack([weight.sum() for weight in self.network.parameters()]).sum() * 0
+        return nothing_of(self.network)
+
+
+class Device(Segmenter):
+    """A training step that is over WAIT_S after it began, update and all, as far as that is not too short for them."""
+
+    def loss(self, micro: Any) -> torch.Tensor:
+        self.over = time.perf_counter() + WAIT_S
+        return nothing_of(self.network)
+
+    def training_step(self, *given: Any) -> dict[str, torch.Tensor]:
+        done = super().training_step(*given)
+        time.sleep(max(0.0, self.over - time.perf_counter()))
+        return done
+
+
+def nothing_of(network: torch.nn.Module) -> torch.Tensor:
+    """0, with a gradient for every weight."""
+    return torch.stack([weight.sum() for weight in network.parameters()]).sum() * 0
+
+
+class Bare(torch.nn.Module):
+    """The same step for torch's own DDP."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self) -> torch.Tensor:
+        time.sleep(WAIT_S)
+        return nothing_of(self.network)
+
+
+def bare_ddp(module: Segmenter, steps: int) -> float:
+    """Seconds a step of a plain loop: forward, backward with DDP's exchange, clipping, AdamW, one flag agreed on."""
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo")
+    network = torch.nn.parallel.DistributedDataParallel(Bare(module.network))
+    optimizer, begun = torch.optim.AdamW(network.parameters()), 0.0
+    for step in range(WARM + steps):
+        optimizer.zero_grad()
+        network().backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), module.settings.optim.clip_norm)
+        optimizer.step()
+        torch.distributed.all_reduce(torch.zeros(2, dtype=torch.float64))
+        begun = time.perf_counter() if step == WARM - 1 else begun
+    return (time.perf_counter() - begun) / steps
 
 
 def rank_main(path: Path, steps: int, rounds: int, waiting: bool) -> None:
@@ -74,14 +123,19 @@ def rank_main(path: Path, steps: int, rounds: int, waiting: bool) -> None:
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     store = store_of(settings.data)
     plan = plan_of(store, settings, splits_of(store, settings.data))
-    found: dict[str, list[float]] = {"real": []} if waiting else {"real": [], "constant": []}
+    kinds = ("device", "after", "bare DDP") if waiting else ("real", "constant")
+    found: dict[str, list[float]] = {kind: [] for kind in kinds}
     items = iter(loader_of(store, plan, settings, rank, ranks, 0))
     constant = itertools.repeat(next(items))
-    module = (Waiting if waiting else Segmenter)(settings, intensity_of(store, plan.cases), store)
+    networks = {"device": Device, "after": Waiting}
     for _ in range(rounds):
         for kind in found:
             L.seed_everything(0, verbose=False)
-            clock, data = Clock(), items if kind == "real" else constant
+            module = networks.get(kind, Segmenter)(settings, intensity_of(store, plan.cases), store)
+            if kind == "bare DDP":
+                found[kind].append(bare_ddp(module, steps))
+                continue
+            clock, data = Clock(), constant if kind == "constant" else items
             trainer_of(WARM + steps, ranks, [clock]).fit(module, data)
             found[kind].append(clock.a_step)
     if rank == 0:
@@ -121,16 +175,18 @@ def real_against_constant(given: argparse.Namespace) -> None:
 
 
 def weak_scaling(given: argparse.Namespace) -> None:
-    print("\n| ranks | a step, ms | efficiency |\n|---|---|---|")
-    alone = 0.0
+    print("\n| ranks | device: a step, ms | efficiency | after | efficiency | bare DDP | efficiency |\n" + "|---" * 7 + "|")
+    alone: dict[str, float] = {}
     for ranks in given.ranks:
         settings = config.load("debug", [
             f"--data.store={given.store}", f"--train.ranks={ranks}", f"--train.batch={2 * ranks}", "--train.micro_batch=2",
             "--train.steps=1000000", *SHORT,
         ])  # fmt: skip
-        a_step = median(measured(settings, given.steps, given.rounds, waiting=True)["real"])
+        found = measured(settings, given.steps, given.rounds, waiting=True)
+        a_step = {kind: median(seconds) for kind, seconds in found.items()}
         alone = alone or a_step
-        print(f"| {ranks} | {a_step * 1e3:.1f} | {alone / a_step:.3f} |", flush=True)
+        cells = (f"{1e3 * seconds:.1f} | {alone[kind] / seconds:.3f}" for kind, seconds in a_step.items())
+        print(f"| {ranks} | {' | '.join(cells)} |", flush=True)
 
 
 def main() -> None:

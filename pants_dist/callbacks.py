@@ -38,17 +38,17 @@ class Logging(L.Callback):
         step, train = trainer.global_step, module.settings.train
         if step % train.log_every and step not in (self.loader.start + 1, train.steps):
             return
-        loss = agreed(float(outputs["loss"]), ReduceOp.SUM) / trainer.world_size
-        waited = agreed(self.loader.waited_s - self.waited_s)
+        loss, skipped = agreed(float(outputs["loss"]), float(self.loader.skipped), operation=ReduceOp.SUM)
+        (waited,) = agreed(self.loader.waited_s - self.waited_s)
         elapsed = max(time.perf_counter() - self.begun, 1e-9)
         self.tracker.log(step, {
-            "train/loss": loss,
+            "train/loss": loss / trainer.world_size,
             "train/grad_norm": float(outputs["grad_norm"]),
             "train/lr": module.learning_rate(step - 1),
             "train/samples_per_s": (step - self.from_step) * train.batch / elapsed,
             "loader/wait_fraction": min(waited / elapsed, 1.0),
             "train/skipped_steps": module.skipped_steps,
-            "loader/skipped": agreed(float(self.loader.skipped), ReduceOp.SUM),
+            "loader/skipped": skipped,
         })  # fmt: skip
         self.waited_s = self.loader.waited_s
         self.begun, self.from_step = time.perf_counter(), step
@@ -90,17 +90,31 @@ class Validation(L.Callback):
         self.best = state["best"]
 
 
-class Checkpoints(L.Callback):
-    """Saves last.ckpt every `train.checkpoint_minutes`, and at the end, with the plan and the network it belongs to."""
+class Saving(L.Callback):
+    """Saves last.ckpt every `train.checkpoint_minutes`, and at the end, with the plan and the network it belongs to.
+
+    The end of all ranks after the same step is also what SIGTERM, SIGUSR1 or SIGINT to any of them, or RUN/stop-request, asks.
+    """
 
     def __init__(self, run: Path, plan_parts: dict[str, str], last_is_whole: bool) -> None:
         self.run, self.plan_parts, self.last_is_whole = run, plan_parts, last_is_whole
-        self.saved_at, self.saved_step = time.monotonic(), -1
+        self.saved_at, self.saved_step, self.asked = time.monotonic(), -1, False
+
+    def on_train_start(self, trainer: L.Trainer, module: Segmenter) -> None:  # type: ignore[override]
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):  # after Lightning has set its own
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: Any) -> None:
+        self.asked = True
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         due = time.monotonic() - self.saved_at >= 60 * module.settings.train.checkpoint_minutes
-        if agreed(due):
+        asked = self.asked or (trainer.is_global_zero and (self.run / STOP_REQUEST).exists())
+        due_anywhere, asked_anywhere = agreed(due, asked)  # in one go: all ranks wait for it
+        if due_anywhere:
             self._save(trainer)
+        if asked_anywhere:
+            trainer.should_stop = True
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if self.saved_step != trainer.global_step:
@@ -115,23 +129,3 @@ class Checkpoints(L.Callback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
         checkpoint["plan"], checkpoint["model"] = self.plan_parts, asdict(module.settings.model)
-
-
-class Stopping(L.Callback):
-    """SIGTERM, SIGUSR1 or SIGINT to any rank, or RUN/stop-request, end the run on all ranks after the same step."""
-
-    def __init__(self, run: Path) -> None:
-        self.request = run / STOP_REQUEST
-        self.asked = False
-
-    def on_train_start(self, trainer: L.Trainer, module: Segmenter) -> None:  # type: ignore[override]
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):  # after Lightning has set its own
-            signal.signal(number, self._ask)
-
-    def _ask(self, number: int, frame: Any) -> None:
-        self.asked = True
-
-    def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        here = self.asked or (trainer.is_global_zero and self.request.exists())
-        if agreed(here):
-            trainer.should_stop = True

@@ -20,6 +20,10 @@ TRUTHS = {"mask": "lesion_present", "flag": "tumor_flag"}
 GRID = np.r_[0:100, 100:1000:10, 1000:10_000:100, 10_000:100_000:1000]  # 0 to 99,000: 370 thresholds
 SPECIFICITY = 0.90
 PATIENT_DICE = 0.1  # a tumor counts as found from this Dice of its patient on
+MAXPROB = {  # preset -> its column
+    "rsuper_maxprob": "lesion_max_logit_1mm", "rsuper_maxprob_in_pancreas": "lesion_max_logit_1mm_pancreas",
+    "maxprob_source_grid": "lesion_max_logit",
+}  # fmt: skip
 FROC_RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 
@@ -151,22 +155,23 @@ def overlap(rows: pd.DataFrame, clusters: Labels | None = None) -> dict[str, flo
 def rsuper_maxprob(
     rows: pd.DataFrame,
     truth: str = "flag",
-    column: str = "lesion_max_logit",
+    column: str = MAXPROB["rsuper_maxprob"],
     clusters: Labels | None = None,
     draws: int = DRAWS,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """R-Super's preset: score of a case is its largest lesion probability, truth the metadata's flag.
+    """R-Super's preset: score of a case is its largest lesion probability at 1 mm (maxprob.py), truth the metadata's flag.
 
-    `column` holds logits, which order cases as probabilities do but do not tie at 1. AUC by Mann-Whitney with ties as
-    half; operating point at the specificity nearest 0.90 among all observed thresholds, on these same rows.
+    `column` (one of MAXPROB) holds logits, which order cases as probabilities do but do not tie at 1. AUC by Mann-Whitney
+    with ties as half; operating point at the specificity nearest 0.90 among all observed thresholds, on these same rows.
     """
     present = truth_of(rows, truth)
     amounts = amounts_of(rows, column, present)
     threshold = threshold_at(curve(present, amounts, observed_thresholds(amounts)))
     found = operating_point(present, amounts, threshold, clusters)
     areas = clustered_auc(present, amounts, list(rows["center"]), clusters, draws, seed)
-    return _result("rsuper_maxprob", truth, rows, present, areas, threshold, found)
+    name = next((name for name, one in MAXPROB.items() if one == column), column)
+    return _result(name, truth, rows, present, areas, threshold, found)
 
 
 def _result(
@@ -246,7 +251,8 @@ def detection_table(rows: pd.DataFrame, clusters: Labels | None = None, draws: i
     for truth in TRUTHS:
         if not np.isnan(truth_of(rows, truth)).all():
             lines += [pants_nnunet_volume(rows, truth, unit, **given) for unit in ("voxels", "mm3")]
-            lines.append(rsuper_maxprob(rows, truth, **given))
+            known = [column for column in MAXPROB.values() if column in rows and rows[column].notna().any()]
+            lines += [rsuper_maxprob(rows, truth, column, **given) for column in known]
     if "lesion_components" in rows:
         lines.append(component_wise(rows, clusters))
         if "lesion_component_logits" in rows:

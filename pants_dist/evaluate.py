@@ -19,6 +19,7 @@ from pants_dist.config import Settings
 from pants_dist.disk import replacing
 from pants_dist.errors import UserError
 from pants_dist.inference import Prediction, segmented
+from pants_dist.maxprob import strongest_at_1mm
 from pants_dist.metrics import DEFAULT_TOLERANCE_MM, TOLERANCES_MM, score_case
 from pants_dist.model import Segmenter
 from pants_dist.predict import open_run, settings_of_run
@@ -27,6 +28,7 @@ from pants_dist.protocol import Analysis, read_analysis
 from pants_dist.rows import WHOLE, Row, Rows, known_rows
 from pants_dist.splits import COLUMNS, SPLITS, Splits, patients_of, read_split, splits_of
 from pants_dist.store import Store, open_store
+from pants_dist.structures import LESION, PANCREAS
 from pants_dist.systems import OthersMasks, OwnModel, System
 from pants_dist.targets import Masks, holding
 from pants_dist.worst import keep_picture, keep_worst, pictures_of, worst_table
@@ -90,6 +92,10 @@ def score(
         odds = found.lesion_log_odds_zyx
         strongest = None if odds is None else float(odds.max())
         row |= score_case(reference, found.masks, spacing, annotated, tolerances_mm, strongest, odds)
+        if odds is not None and LESION in structures:
+            within = found.masks[PANCREAS] if PANCREAS in structures else None
+            row["lesion_max_logit_1mm"] = strongest_at_1mm(odds, spacing)
+            row["lesion_max_logit_1mm_pancreas"] = math.nan if within is None else strongest_at_1mm(odds, spacing, within)
         return Scored(row, image, reference, found.masks, spacing)
     except BadImage as error:
         nothing = Masks(structures, lambda name: np.zeros(image.shape, bool))

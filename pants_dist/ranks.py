@@ -11,14 +11,14 @@ def count() -> int:
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
-def agreed(value: float, operation: Any = distributed.ReduceOp.MAX) -> float:
-    """One number that all ranks share: the largest (or the sum) of what each has."""
+def agreed(*values: float, operation: Any = distributed.ReduceOp.MAX) -> tuple[float, ...]:
+    """Numbers that all ranks share: of each the largest (or the sum) of what they have."""
     if count() == 1:
-        return value
+        return values
     device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
-    tensor = torch.tensor([value], dtype=torch.float64, device=device)
+    tensor = torch.tensor(values, dtype=torch.float64, device=device)
     distributed.all_reduce(tensor, operation)
-    return float(tensor)
+    return tuple(tensor.tolist())
 
 
 def gathered(mine: Any) -> list[Any]:

@@ -20,7 +20,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import distributed
 
 from pants_dist import cluster, config
-from pants_dist.callbacks import Checkpoints, Logging, Stopping, Validation
+from pants_dist.callbacks import Logging, Saving, Validation
 from pants_dist.checkpoints import LAST, PlainCheckpoints, resume_point
 from pants_dist.config import Data, Settings
 from pants_dist.errors import UserError
@@ -59,7 +59,7 @@ def train(settings: Settings, run: Path) -> None:
 
     between_steps = [
         Logging(tracker, loader), Validation(tracker, store, splits),
-        Checkpoints(run, plan.parts, checkpoint.name == LAST), Stopping(run),
+        Saving(run, plan.parts, checkpoint.name == LAST),
     ]  # fmt: skip
     trainer = trainer_of(settings.train.steps, ranks, between_steps)
     tracker.state("running", start)
@@ -81,12 +81,15 @@ def machine_of(ranks: int) -> dict[str, Any]:
 def trainer_of(steps: int, ranks: int, callbacks: list[L.Callback]) -> L.Trainer:
     """Lightning with DDP over the ranks that torchrun started, on GPUs where there are any, and none of its own habits."""
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return L.Trainer(
+    trainer = L.Trainer(
         max_steps=steps, accelerator="auto", devices=here, num_nodes=ranks // here, callbacks=callbacks,
         strategy=DDPStrategy(process_group_backend="nccl" if torch.cuda.is_available() else "gloo"),
         plugins=[PlainCheckpoints()], logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0, limit_val_batches=0,
     )  # fmt: skip
+    # Lightning has all ranks wait for rank 0 before each step, to hear of a SIGTERM; callbacks.Saving hears it on any rank
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+    return trainer
 
 
 def store_of(data: Data) -> Store:

@@ -35,7 +35,7 @@ def rows_of(voxels: list[float], present: list[int], **columns: list) -> pd.Data
             "predicted_voxels/pancreatic_lesion": voxels,
             "predicted_mm3/pancreatic_lesion": np.array(voxels) * 2.0,
             "dsc/pancreatic_lesion": [0.5 if there else np.nan for there in present],
-            "lesion_max_logit": np.array(voxels) / 100 - 1,
+            "lesion_max_logit_1mm": np.array(voxels) / 100 - 1,
             **columns,
         }
     )
@@ -106,7 +106,7 @@ def test_failures_count_against_the_system() -> None:
     rows = rows_of([0, 0, 50, 60], [0, 0, 1, 1])
     whole = pants_nnunet_volume(rows, draws=100)
     rows.loc[[1, 3], "status"] = "no prediction"
-    rows.loc[[1, 3], ["predicted_voxels/pancreatic_lesion", "lesion_max_logit"]] = np.nan
+    rows.loc[[1, 3], ["predicted_voxels/pancreatic_lesion", "lesion_max_logit_1mm"]] = np.nan
     found = pants_nnunet_volume(rows, draws=100)
     assert (whole["sensitivity"], whole["specificity"], whole["auc"]) == (1, 1, 1)
     assert (found["sensitivity"], found["specificity"], found["failures"]) == (0.5, 0.5, 2)
@@ -129,7 +129,7 @@ def test_maximum_logit_equals_scikit_learn() -> None:
     present = rng.random(40) < 0.5
     rows = rows_of(list(rng.integers(0, 30, 40)), list(present.astype(int)))
     found = rsuper_maxprob(rows, draws=200)
-    probabilities = 1 / (1 + np.exp(-rows["lesion_max_logit"]))
+    probabilities = 1 / (1 + np.exp(-rows["lesion_max_logit_1mm"]))
     assert found["auc"] == pytest.approx(roc_auc_score(present, probabilities))
     assert found["auc/low"] <= found["auc"] <= found["auc/high"]
 
@@ -184,6 +184,8 @@ def test_one_table_of_all_presets() -> None:
     table = detection_table(rows, draws=100)
     named = list(zip(table["preset"], table["truth"], strict=True))
     presets = ["pants_nnunet_volume", "pants_nnunet_volume_mm3", "rsuper_maxprob"]
+    both = detection_table(rows.assign(lesion_max_logit=0.0), draws=100)
+    assert set(both["preset"]) - set(table["preset"]) == {"maxprob_source_grid"}
     assert named == [(preset, truth) for truth in detection.TRUTHS for preset in presets] + [("component_wise", "mask")]
     pd.testing.assert_frame_equal(table, detection_table(rows, draws=100))
     without = detection_table(rows.drop(columns=["tumor_flag", "lesion_components"]), draws=100)
