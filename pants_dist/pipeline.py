@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pants_dist.errors import UserError
 from pants_dist.jobs import Stage, elements, finished, is_done
@@ -45,9 +46,12 @@ def train_stage(runs: Sequence[Path], folder: Path, most: int | None, resources:
     return Stage(Job(template="train", stage="train", folder=folder, cwd=cwd, runs=tuple(runs), array=array), resources)
 
 
-def command_stage(stage: str, words: Words, folder: Path, resources: Resources, cwd: Path) -> Stage:
-    """Any other verb, on one node. `words` begin with the verb."""
-    job = Job(template="job", stage=stage, folder=folder, cwd=cwd, words=words)
+def command_stage(
+    stage: str, words: Words, folder: Path, resources: Resources, cwd: Path, slices: int = 1
+) -> Stage:
+    """Any other verb, on one node, or as an array of slices on a node each. `words` begin with the verb."""
+    parts: dict[str, Any] = {"slices": slices, "array": f"1-{slices}"} if slices > 1 else {}
+    job = Job(template="job", stage=stage, folder=folder, cwd=cwd, words=words, **parts)
     return Stage(job, replace(resources, nodes=1))
 
 

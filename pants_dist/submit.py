@@ -43,7 +43,7 @@ class Job:
     """One job, or one array of jobs.
 
     `folder` keeps script and log; `stage` is what it does, and names both; `words` follow `pants-dist`. `runs` are the
-    run folders of a "train" script, one an array element; `slices` the number of parts of a "convert" script.
+    run folders of a "train" script, one an array element; `slices` the number of parts of any other, an array element each.
     """
 
     template: Literal["job", "train", "convert"]

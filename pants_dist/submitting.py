@@ -12,7 +12,7 @@ from typing import Any
 from pants_dist.errors import UserError
 from pants_dist.parser import Given, Parser, add_convert, add_train, ends, run_name_of, settings_of
 
-VERBS = ("convert", "verify", "train", "evaluate", "report", "pipeline")
+VERBS = ("convert", "verify", "train", "evaluate", "report", "pipeline", "dashboard")
 SECONDS_BETWEEN_TABLES = 5.0
 
 
@@ -35,6 +35,8 @@ def submit(given: Given) -> int:
         array = f" (array {stage.job.array})" if stage.job.array else ""
         print(f"{job_id}  {stage.job.stage}{array}: sbatch {shlex.quote(str(stage.job.script))}")
     code = jobs.wait(stages, ids) if given.wait else 0
+    if given.what == "dashboard" and not given.wait:
+        return ends(code, "its address, once it runs: pants-dist logs", folder, "--follow")
     return ends(code, "pants-dist status", folder)
 
 
@@ -81,7 +83,7 @@ def sbatch_options(words: list[str]) -> tuple[dict[str, str], list[str]]:
 
 def _stages(given: Given) -> list[Any]:
     """What the command line asks for, as a row of jobs; run folders of trainings are prepared on the way."""
-    return {"convert": _convert, "train": _train, "pipeline": _pipeline}.get(given.what, _command)(given)
+    return {"convert": _convert, "train": _train, "evaluate": _evaluate, "pipeline": _pipeline}.get(given.what, _command)(given)
 
 
 def _resources(given: Given, **more: Any) -> Any:
@@ -101,12 +103,16 @@ def _convert(given: Given) -> list[Any]:
     return convert_stages(given.words, given.own.store, given.slices, _resources(given), Path.cwd())
 
 
-def _check_conversion(given: Given) -> None:
+def _check_slices(given: Given, slices: int) -> None:
     from pants_dist import queue
     from pants_dist.pipeline import check_array
 
-    if given.slices > 1 and not given.dry_run and not given.local:
-        check_array(given.slices, queue.largest_array_index(), f"--slices {given.slices}")
+    if slices > 1 and not given.dry_run and not given.local:
+        check_array(slices, queue.largest_array_index(), f"--slices {slices}")
+
+
+def _check_conversion(given: Given) -> None:
+    _check_slices(given, given.slices)
     for source in given.own.sources:
         if not source.exists():
             raise UserError(f"source {source}: no such folder")
@@ -188,15 +194,23 @@ def _pipeline(given: Given) -> list[Any]:
     return still_to_do(from_scratch)
 
 
+def _evaluate(given: Given) -> list[Any]:
+    """Of a node, or of an array of slices, as many as --slices or --nodes says; each passes over what is scored already."""
+    from pants_dist.pipeline import command_stage
+
+    if given.own.slice:
+        raise UserError("submit evaluate: --slice is of a single process; give the number of slices as --slices N")
+    slices = max(given.slices, given.nodes)
+    _check_slices(given, slices)
+    return [command_stage("evaluate", given.words, given.own.run, _resources(given), Path.cwd(), slices)]
+
+
 def _command(given: Given) -> list[Any]:
     from pants_dist.pipeline import command_stage
 
-    folder = getattr(given.own, "run", None) or Path("runs") / f"{given.what}-{_subject(given.own).name}"
+    subject = next(getattr(given.own, name) for name in ("store", "out", "runs") if hasattr(given.own, name))
+    folder = Path("runs") / f"{given.what}-{subject.name or subject.resolve().name}"
     return [command_stage(given.what, given.words, folder, _resources(given), Path.cwd())]
-
-
-def _subject(own: Given) -> Path:
-    return own.store if hasattr(own, "store") else own.out
 
 
 def status(given: Given) -> int:
@@ -244,7 +258,7 @@ def add_cluster_verbs(add: Callable[[Callable[[Given], int]], Parser]) -> None:
     verb.add_argument("what", metavar="VERB", choices=VERBS, help=f"one of {', '.join(VERBS)}")
     verb.add_argument("--cluster", metavar="FILE", help="what the cluster is like (default ~/.config/pants-dist/cluster.yaml)")
     _add_resources(verb)
-    verb.add_argument("--slices", metavar="N", type=int, default=1, help="convert: jobs that share the cases")
+    verb.add_argument("--slices", metavar="N", type=int, default=1, help="convert, evaluate: jobs that share the cases")
     verb.add_argument("--sweep", metavar="SETTING=A,B", action="append", default=[], help="train: a run for each value")
     verb.add_argument("--leave-one-center-out", action="store_true", help="train: a run for each center, without it")
     verb.add_argument("--max-running", metavar="N", type=int, help="train: runs of a sweep that may run at a time")

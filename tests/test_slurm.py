@@ -4,12 +4,14 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from slurm_cluster import Cluster, of_job, until
-from small import make_store
+from small import make_store, started
 from sources import files_of, write_pants
 
 from pants_dist import config, launch
@@ -17,10 +19,10 @@ from pants_dist.jobs import submitted
 from pants_dist.tracking import read_metrics, read_summary
 
 pytestmark = pytest.mark.timeout(300)
-STEPS = 250
+STEPS = 100  # that are compared with an uninterrupted run's
 SMALL = {
     "data.patch_zyx": "[16, 32, 32]", "model.channels": "[4, 8, 16]", "tracking.wandb": "off", "train.log_every": "1",
-    "train.ranks": "1", "train.batch": "2", "train.micro_batch": "1", "train.steps": str(STEPS), "loader.kind": "local",
+    "train.ranks": "1", "train.batch": "2", "train.micro_batch": "1", "loader.kind": "local",
 }  # fmt: skip
 
 
@@ -59,16 +61,11 @@ def training(store: Path, name: str, *words: str, **changes: str) -> list[str]:
     """The words that submit a small run."""
     settings = SMALL | {key.replace("__", "."): value for key, value in changes.items()} | {"data.store": str(store)}
     given = [f"--{key}={value}" for key, value in settings.items()]
-    return ["submit", "train", "--config", "debug", "--run-name", name, *words, "--mem", "1G", *given]
+    return ["submit", "train", "--config", "debug", "--run-name", name, "--mem", "1G", "--cpus-per-task", "1", *words, *given]
 
 
 def step(run: Path) -> int:
     return read_summary(run).get("step", 0)
-
-
-def restarted(slurm: Cluster, job: str, times: int) -> None:
-    """Wait until the job was started anew so often, and trains."""
-    until(lambda: slurm.job(job, "Restarts") == str(times) and slurm.job(job, "JobState") == "RUNNING", 60)
 
 
 def test_hostile_names_pass_through_slurm(slurm: Cluster, home: Path, store: Path) -> None:
@@ -105,52 +102,111 @@ def test_slices_are_an_array_and_those_that_failed_run_again(slurm: Cluster, hom
     assert "(array 1-3)" in pants_dist(slurm, home, *words)
 
 
-def test_a_hard_life_changes_nothing(slurm: Cluster, home: Path, store: Path) -> None:
-    """Notice, requeue, preemption and a lost node, one after the other: the weights and losses of an uninterrupted run.
+LIVES = {  # what becomes of each of four trainings; the memory decides which fit on a node together
+    "noticed": ("--mem", "8000M", "--sbatch.nodelist=n1"), "requeued": ("--mem", "8000M", "--sbatch.nodelist=n1"),
+    "preempted": ("--mem", "16000M", "--sbatch.nodelist=n2"), "lost": ("--mem", "1G"),
+}  # fmt: skip
 
-    With notice no step is done twice. The log is one, the metrics have no gap and no double, and the requeues are counted.
-    """
-    whole = config.load("debug", [f"--{k}={v}" for k, v in (SMALL | {"data.store": str(store), "runs": str(home)}).items()])
-    assert launch.launch(whole, "whole") == 0
-    job = submit_training(slurm, home, store, "hard", train__checkpoint_minutes="0.001")
-    run = home / "runs" / "hard"
 
-    until(lambda: step(run) > 20, 60)
-    assert "RUNNING" in pants_dist(slurm, home, "status", "runs")
-    slurm.call("scancel", "--batch", "--signal=USR1", job)
-    restarted(slurm, job, 1)
-    until(lambda: read_summary(run).get("attempt") == 2, 60)
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))  # nothing twice: it saved before it went
+@dataclass
+class Lives:
+    """Trainings under way on three nodes, and the losses of one that nothing happened to."""
 
-    reached = step(run)
-    until(lambda: step(run) > reached + 20, 60)
-    slurm.call("scontrol", "requeue", job)
-    restarted(slurm, job, 2)
+    home: Path
+    jobs: dict[str, str]
+    whole: list[float]
 
-    until(lambda: read_summary(run).get("attempt") == 3, 60)
-    urgent = slurm.call(
-        "sbatch", "--parsable", "--partition=urgent", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"
-    ).stdout.strip()
-    assert slurm.ended(urgent) == "COMPLETED"
-    restarted(slurm, job, 3)
+    def run(self, name: str) -> Path:
+        return self.home / "runs" / name
 
-    until(lambda: read_summary(run).get("attempt") == 4, 60)
-    node = slurm.job(job, "NodeList")
-    slurm.lose_node(node)
-    restarted(slurm, job, 4)
-    assert slurm.job(job, "NodeList") != node
-    assert slurm.ended(job) == "COMPLETED"
-    slurm.start_node(node)
+    def went_on(self, slurm: Cluster, name: str) -> None:
+        """Started anew once, it has the uninterrupted run's losses, each step once, beyond where it was."""
+        run, before = self.run(name), read_summary(self.run(name)).get("step", 0)
+        until(lambda: read_summary(run).get("attempt") == 2 and step(run) > before, 100)
+        rows = read_metrics(run)
+        assert slurm.job(self.jobs[name], "Restarts") == "1" and {row["attempt"] for row in rows} == {1, 2}
+        assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+        assert [row["train/loss"] for row in rows[:STEPS]] == self.whole[: len(rows)] and len(rows) > 30
+        assert len(list(run.glob("train-*.out"))) == 1  # one log for both
 
-    rows = read_metrics(run)
-    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
-    assert [row["train/loss"] for row in rows] == [row["train/loss"] for row in read_metrics(home / "whole")]
-    states = [torch.load(f / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for f in (run, home / "whole")]
-    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
-    table = pants_dist(slurm, home, "status", "runs")
-    assert "done" in table and f"{STEPS} of {STEPS}" in table and "requeues" in table
-    assert len(list(run.glob("train-*.out"))) == 1
+
+@pytest.fixture(scope="module")
+def lives(slurm: Cluster, store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lives]:
+    """Each of the four in its place and training, then to each what its name says."""
+    home = tmp_path_factory.mktemp("lives")
+    (slurm.folder / "cluster.yaml").write_text("scratch: /tmp\n")
+    long = SMALL | {"train.steps": "100000", "data.store": str(store), "runs": str(home)}
+    whole = started(config.load("debug", [f"--{key}={value}" for key, value in long.items()]), "whole", SLURM_CPUS_PER_TASK="1")
+
+    def submit(name: str) -> str:
+        words = LIVES[name]
+        return submit_training(slurm, home, store, name, *words, train__steps="100000", train__checkpoint_minutes="0.05")
+
+    with ThreadPoolExecutor() as at_once:
+        pinned = [name for name in LIVES if name != "lost"]
+        jobs = dict(zip(pinned, at_once.map(submit, pinned), strict=True))
+    until(lambda: all(slurm.job(job, "JobState") == "RUNNING" for job in jobs.values()), 60)
+    jobs["lost"] = submit("lost")  # where there is room: on n3
+    until(lambda: step(home / "whole") > STEPS, 60)
+    (home / "whole" / "stop-request").touch()
+    assert whole.wait(60) == launch.REQUEUE
+    found = Lives(home, jobs, [row["train/loss"] for row in read_metrics(home / "whole")][:STEPS])
+    until(lambda: min(step(found.run(name)) for name in LIVES) > 20, 100)
+    assert slurm.job(jobs["lost"], "NodeList") == "n3"
+    slurm.call("scancel", "--batch", "--signal=USR1", jobs["noticed"])
+    slurm.call("scontrol", "requeue", jobs["requeued"])
+    urgent = ("--parsable", "--partition=urgent", "--nodelist=n2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+    jobs["urgent"] = slurm.call("sbatch", *urgent).stdout.strip()
+    slurm.lose_node("n3")
+    until(lambda: slurm.job(jobs["lost"], "JobState") == "PENDING", 30)
+    slurm.call("scontrol", "hold", jobs["lost"])  # until the others have left a place for it
+    yield found
+    slurm.call("scancel", "--signal=KILL", "--user=root")
+    slurm.start_node("n3")
+    until(lambda: not slurm.call("squeue", "--noheader").stdout, 60)
+
+
+def test_with_notice_no_step_is_done_twice(slurm: Cluster, lives: Lives) -> None:
+    """The signal that comes before the time limit, to the batch script alone: it saved before it went."""
+    lives.went_on(slurm, "noticed")
+    lines = [json.loads(line) for line in (lives.run("noticed") / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+
+
+def test_a_requeued_job_goes_on(slurm: Cluster, lives: Lives) -> None:
+    """`scontrol requeue`; the table counts it."""
+    lives.went_on(slurm, "requeued")
+    table = pants_dist(slurm, lives.home, "status", "runs")
+    assert "requeues" in table and "RUNNING" in table
+
+
+def test_a_preempted_job_goes_on(slurm: Cluster, lives: Lives) -> None:
+    """A job of a partition with priority takes its node, and gives it back."""
+    assert slurm.ended(lives.jobs["urgent"]) == "COMPLETED"
+    lives.went_on(slurm, "preempted")
+
+
+def test_a_killed_batch_step_leaves_nothing(slurm: Cluster, lives: Lives) -> None:
+    """The script of a job is killed: within KillWait and 30 s none of its processes is left; it is over."""
+    job = lives.jobs["preempted"]
+    slurm.call("scancel", "--batch", "--signal=KILL", job)
+    assert slurm.ended(job) in ("FAILED", "CANCELLED")
+    until(lambda: not of_job(job), 35)
+
+
+def test_a_cancelled_job_leaves_nothing(slurm: Cluster, lives: Lives) -> None:
+    """Plain scancel, of both on a node: they end for good, with their last step saved, and no process is left."""
+    jobs = [lives.jobs[name] for name in ("noticed", "requeued")]
+    slurm.call("scancel", *jobs)
+    assert [slurm.ended(job) for job in jobs] == ["CANCELLED"] * 2
+    until(lambda: not any(map(of_job, jobs)), 35)
+
+
+def test_a_lost_node_is_left_for_another(slurm: Cluster, lives: Lives) -> None:
+    """Its slurmd and all its processes are gone: the job begins again elsewhere, from its last checkpoint."""
+    slurm.call("scontrol", "release", lives.jobs["lost"])
+    lives.went_on(slurm, "lost")
+    assert slurm.job(lives.jobs["lost"], "NodeList") in ("n1", "n2")
 
 
 def test_two_trainings_share_nodes_and_leave_nothing(slurm: Cluster, home: Path, store: Path) -> None:

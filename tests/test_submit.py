@@ -32,6 +32,7 @@ GOLD = {
     "sweep": (train_stage([RUN / "lr=1", RUN / "lr=2"], RUN, 1, ASKED, CWD), Site(environment_path="/opt/pants-dist")),
     "slices": (SLICES, SITE),
     "manifest": (MANIFEST, SITE),
+    "parts": (command_stage("evaluate", ("evaluate", "runs/first"), RUN, ASKED, CWD, 4), SITE),
     "evaluate": (command_stage("evaluate", ("evaluate", "runs/first"), RUN, replace(ASKED, after="12"), CWD), TARBALL),
 }
 
