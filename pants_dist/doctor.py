@@ -1,21 +1,26 @@
 """What this machine has and lacks, each lack with its cure. `look` asks the machine, `judge` is pure."""
 
 import os
+import resource
 import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pants_dist.cluster import memory_limit
+from pants_dist.errors import UserError
+from pants_dist.preflight import quota_lines
+from pants_dist.site import OWN_FILE, Site, load_site
 
 PACKAGES = ("torch", "lightning", "monai", "ray", "zarr", "numcodecs", "wandb")
 SLURM = ("sbatch", "squeue", "scontrol", "sacct", "scancel")
 CGROUP = Path("/sys/fs/cgroup")
 SHARED_MEMORY = Path("/dev/shm")
 OLDEST_PYTHON = (3, 11)
+FEWEST_OPEN_FILES = 4096
 GIB = 1 << 30
 
 
@@ -36,6 +41,10 @@ class Machine:
     gpus: tuple[str, ...] = ()  # as the driver names them
     torch_gpus: int = 0  # that torch can use
     commands: tuple[str, ...] = ()  # of SLURM's, those that are here
+    open_files: int = -1  # the hard limit; -1: none
+    quota: tuple[str, ...] = ("unknown",)  # in the words of the site's command
+    site: str | None = None  # this user's file of what the cluster is like
+    site_fault: str = ""  # what is wrong with it
 
 
 @dataclass(frozen=True)
@@ -72,7 +81,19 @@ def look(folder: Path) -> Machine:
         gpus=_driver_gpus(),
         torch_gpus=_torch_gpus(),
         commands=tuple(name for name in SLURM if shutil.which(name)),
+        open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[1],
+        **_of_the_site(folder),
     )
+
+
+def _of_the_site(folder: Path) -> dict[str, Any]:
+    """The cluster's file, what is wrong with it, and what is known of the quota."""
+    try:
+        site, fault = load_site(None), ""
+    except UserError as error:
+        site, fault = Site(), str(error)
+    own = Path.home() / OWN_FILE
+    return {"site": str(own) if own.is_file() else None, "site_fault": fault, "quota": tuple(quota_lines(site, folder))}
 
 
 def _version(package: str) -> str | None:
@@ -117,7 +138,7 @@ def judge(machine: Machine) -> list[Finding]:
     """Findings in the order in which they matter. Pure."""
     return [
         _python(machine), *_packages(machine), _cores(machine), _memory(machine), _shared_memory(machine),
-        _disk(machine), _gpus(machine), _slurm(machine),
+        _open_files(machine), _disk(machine), _quota(machine), _gpus(machine), _slurm(machine), _cluster(machine),
     ]  # fmt: skip
 
 
@@ -190,6 +211,26 @@ def _slurm(machine: Machine) -> Finding:
     if absent:
         return Finding("note", "SLURM", f"without {', '.join(absent)}", "ask the site, or work on its login node")
     return Finding("ok", "SLURM", ", ".join(machine.commands))
+
+
+def _open_files(machine: Machine) -> Finding:
+    if 0 <= machine.open_files < FEWEST_OPEN_FILES:
+        cure = f"ask the site for a hard limit (ulimit -Hn) of {FEWEST_OPEN_FILES:,} or more; Ray and open cases need them"
+        return Finding("note", "open files", f"at most {machine.open_files:,}", cure)
+    return Finding("ok", "open files", "no limit" if machine.open_files < 0 else f"up to {machine.open_files:,}")
+
+
+def _quota(machine: Machine) -> Finding:
+    return Finding("ok", "quota", "; ".join(machine.quota[:3]))
+
+
+def _cluster(machine: Machine) -> Finding:
+    if machine.site_fault:
+        return Finding("missing", "site file", machine.site_fault, "mend it; configs/cluster/example.yaml has every entry")
+    if machine.site is None and machine.commands:
+        cure = f"say once what the cluster is like: ~/{OWN_FILE} (docs/slurm.md)"
+        return Finding("note", "site file", "none, so jobs ask for nothing but cores and memory", cure)
+    return Finding("ok", "site file", machine.site or "none, and none needed")
 
 
 def _gib(size: int) -> str:

@@ -8,7 +8,7 @@ from pants_dist.doctor import GIB, PACKAGES, SLURM, Finding, Machine, judge, loo
 GOOD = Machine(
     python=(3, 12, 1), cores=8, cpu_quota=None, memory=64 * GIB, memory_limit=None, shared_memory_free=8 * GIB,
     folder=Path("/data"), disk_free=900 * GIB, files_free=10**7, packages=dict.fromkeys(PACKAGES, "1.0"),
-    gpus=("NVIDIA H100",), torch_gpus=1, commands=SLURM,
+    gpus=("NVIDIA H100",), torch_gpus=1, commands=SLURM, site="/home/ada/.config/pants-dist/cluster.yaml",
 )  # fmt: skip
 
 
@@ -28,8 +28,11 @@ LACKS = [
     ({"files_free": 12}, "disk", "note", "one file a case"),
     ({"torch_gpus": 0}, "GPU", "note", "CUDA"),
     ({"torch_gpus": 0, "gpus": ()}, "GPU", "note", "nothing to do"),
-    ({"commands": ()}, "SLURM", "note", "nothing to do"),
+    ({"commands": (), "site": None}, "SLURM", "note", "nothing to do"),
     ({"commands": SLURM[:2]}, "SLURM", "note", "ask the site"),
+    ({"open_files": 1024}, "open files", "note", "ulimit -Hn"),
+    ({"site": None}, "site file", "note", "say once"),
+    ({"site_fault": "cluster x.yaml: no entry 'partitoin'"}, "site file", "missing", "mend it"),
 ]
 
 
@@ -48,3 +51,14 @@ def test_looking_asks_this_machine(tmp_path: Path) -> None:
     machine = look(tmp_path)
     assert machine.cores >= 1 and machine.memory > 0 and machine.disk_free >= 0
     assert all(machine.packages.values())
+
+
+def test_the_cluster_s_file_is_read_and_the_quota_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is wrong is said as `submit` would say it; the quota comes from the command that the file names."""
+    own = tmp_path / ".config" / "pants-dist" / "cluster.yaml"
+    own.parent.mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    own.write_text('quota_command: [echo, "12 of 100 GB"]\n')
+    assert look(tmp_path).quota == ("12 of 100 GB",) and look(tmp_path).site == str(own)
+    own.write_text("partitoin: gpu\n")
+    assert "no entry 'partitoin'" in look(tmp_path).site_fault
