@@ -1,10 +1,16 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all; and whether a disk is on the network."""
 
 import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+NETWORK = {
+    "nfs", "nfs4", "lustre", "gpfs", "beegfs", "beegfs_nodev", "ceph", "fuse.ceph", "cifs", "smb3", "9p", "afs", "wekafs",
+    "panfs", "orangefs", "pvfs2", "fuse.sshfs", "fuse.glusterfs", "glusterfs", "quobyte",
+}  # fmt: skip
+MOUNTS = Path("/proc/self/mounts")
 
 
 @contextlib.contextmanager
@@ -32,3 +38,13 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def on_network(path: Path, mounts: Path = MOUNTS) -> bool:
+    """Whether a path lies on a file system of other machines, by the type of the mount that it is below."""
+    whole, kinds = path.resolve(), dict[Path, str]()
+    for line in mounts.read_text(encoding="utf-8", errors="replace").splitlines():
+        _, place, kind, *_ = line.split(" ")
+        kinds[Path(place.replace("\\040", " "))] = kind
+    above = next((place for place in (whole, *whole.parents) if place in kinds), None)
+    return above is not None and kinds[above] in NETWORK

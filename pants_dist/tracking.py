@@ -33,17 +33,25 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
     Steps that a resumed attempt did again count once, as the later attempt saw them; a torn last line is left out.
     """
-    path = run / "metrics.jsonl"
-    by_step: dict[int, dict[str, Any]] = {}
+    path, rows = run / "metrics.jsonl", list[dict[str, Any]]()
     for line in path.read_text().splitlines() if path.is_file() else ():
         try:
-            row = json.loads(line)
+            append_row(rows, json.loads(line))
         except json.JSONDecodeError:
             continue  # the line that a kill tore; a later attempt begins a new one
-        if row["attempt"] not in {earlier["attempt"] for earlier in list(by_step.values())[-1:]}:
-            by_step = {step: earlier for step, earlier in by_step.items() if step < row["step"]}
-        by_step[row["step"]] = by_step.get(row["step"], {}) | row
-    return [by_step[step] for step in sorted(by_step)]
+    return rows
+
+
+def append_row(rows: list[dict[str, Any]], row: dict[str, Any]) -> bool:
+    """Add a line to those before it; the first of an attempt takes away what the attempt does again. True of such a one."""
+    anew = bool(rows) and rows[-1]["attempt"] != row["attempt"]
+    while anew and rows and rows[-1]["step"] >= row["step"]:
+        rows.pop()
+    if rows and rows[-1]["step"] == row["step"]:
+        rows[-1] = rows[-1] | row
+    else:
+        rows.append(row)
+    return anew
 
 
 def validation_folder(run: Path, step: int) -> Path:

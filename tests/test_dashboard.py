@@ -15,7 +15,9 @@ import pytest
 
 from pants_dist.dashboard import folders
 from pants_dist.dashboard.export import export
+from pants_dist.dashboard.runs import Heartbeats, run_rows
 from pants_dist.dashboard.server import listen, make_app
+from pants_dist.disk import on_network
 from pants_dist.errors import UserError
 from pants_dist.evaluate import write_tables
 from pants_dist.tracking import Tracker
@@ -151,6 +153,38 @@ def test_export_is_one_file_with_names_escaped(runs: Path, tmp_path: Path) -> No
     assert before == sorted((path, path.stat().st_mtime_ns) for path in runs.rglob("*"))
 
 
+def test_a_run_is_a_line_from_its_summary_alone(tmp_path: Path) -> None:
+    """Rate, hours left, last validation, worst center; a damaged summary, or a folder that is gone, is said in its line."""
+    tracker = write_run(tmp_path / "a", steps=40)
+    (tmp_path / "a" / "config.yaml").write_text("train: {batch: 6}\n")
+    tracker.log(41, {"val/dsc": 0.8, "val_ood/dsc": 0.65, "val/center/Center 0/dsc": 0.9, "val/center/Center 3/dsc": 0.4})
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "summary.json").write_text('{"state":')
+    shutil.rmtree(tmp_path / "a" / "evaluation")
+    (tmp_path / "a" / "metrics.jsonl").unlink()
+    row, damaged, gone = run_rows(tmp_path, ["a", "b", "c"], Heartbeats(tmp_path))
+    assert (row["state"], row["step"], row["requeues"], row["gap"], row["wait"]) == ("running", 41, 0, 15.0, 5.0)
+    assert row["left_h"] == round(59 * 6 / 12.0 / 3600, 3) and row["worst"] == "Center 3 0.400"
+    assert "cannot be read" in damaged["state"] and gone["state"] == "summary.json is not there"
+
+
+def test_silence_is_measured_by_the_reader_s_clock(tmp_path: Path) -> None:
+    """A heartbeat that has not changed for 60 s is silence, whatever time it says; on a network disk it takes 180 s."""
+    beats, now = Heartbeats(tmp_path), time.time()
+    assert beats.patience_s == 60 and beats.age_s("r", 1.0, now - 500) > 499
+    assert beats.age_s("r", 2.0, now - 500) < 1
+    mounts = tmp_path / "mounts"
+    mounts.write_text(f"tmpfs / tmpfs rw 0 0\nserver:/x {str(tmp_path)} nfs4 rw 0 0\n")
+    assert on_network(tmp_path / "runs", mounts) and not on_network(Path("/etc"), mounts)
+
+
+def test_curves_by_samples(tmp_path: Path) -> None:
+    """A step is as many samples as the batch of the run's settings."""
+    write_run(tmp_path / "a")
+    (tmp_path / "a" / "config.yaml").write_text("train: {batch: 6}\n")
+    assert folders.curves_of(tmp_path / "a").series("train/loss", "samples")[0] == [60, 120, 180, 240]
+
+
 @pytest.fixture(scope="module")
 def browser(address: str):
     from selenium import webdriver
@@ -178,15 +212,27 @@ def until(browser, script: str, seconds: float = 40) -> object:
 def test_the_page_in_a_browser(browser, address: str, runs: Path) -> None:
     """It draws, shows names as text, follows a writer, turns dark; no error on the console, no request off loopback."""
     until(browser, "document.querySelectorAll('.js-plotly-plot .main-svg').length > 8")
-    until(browser, "document.querySelectorAll('.ag-center-cols-container .ag-row').length == 4")
+    until(browser, "document.querySelectorAll('#table .ag-center-cols-container .ag-row').length == 4")
     assert browser.current_url == address + "/" and browser.title == "pants-dist"
     assert "40 / 100" in until(browser, "document.getElementById('head').innerText")
     assert EVIL in browser.execute_script("return document.getElementById('table').innerText")
     Tracker(runs / "first", 100, {}, writes=True).log(50, {"train/loss": 1.0})
     until(browser, "document.getElementById('head').innerText.includes('50 / 100')")
     until(browser, "document.querySelector('#loss .js-plotly-plot').data[0].x.slice(-1)[0] == 50")
-    browser.find_elements("css selector", "nav input[type=checkbox]")[1].click()
+    browser.find_elements("css selector", "#tab [role=tab]")[1].click()
+    listed = "document.querySelectorAll('#runs-table .ag-center-cols-container .ag-row')"
+    until(browser, f"{listed}.length == 2 && {listed}[0].innerText.includes('running')")
+    browser.find_element("id", "runs-filter").send_keys("second")
+    until(browser, f"{listed}.length == 1")
+    browser.execute_script("document.querySelector('#runs-table .ag-row .ag-checkbox-input').click()")
+    until(browser, "document.getElementById('head').innerText.includes('second')")
+    browser.find_elements("css selector", "#tab [role=tab]")[0].click()
+    browser.find_element("css selector", "nav input[type=checkbox][value=first]").click()
     until(browser, "document.querySelector('#loss .js-plotly-plot').data.length == 4")
+    browser.execute_script("document.getElementById('log').click()")
+    until(browser, "document.querySelector('#loss .js-plotly-plot').layout.yaxis.type == 'log'")
+    browser.find_element("css selector", "#x input[value=samples]").find_element("xpath", "..").click()
+    until(browser, "document.querySelector('#loss .js-plotly-plot').layout.xaxis.title.text == 'samples'")
     browser.execute_script("document.getElementById('dark').click()")
     until(browser, "document.documentElement.dataset.mantineColorScheme == 'dark'")
     if folder := os.environ.get("SCREENSHOTS"):

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 
 from pants_dist.errors import UserError
 from pants_dist.report import center_table
 from pants_dist.results import read_rows, structures_of
-from pants_dist.tracking import read_summary
+from pants_dist.tracking import append_row, read_summary
 
 MOST_BYTES = 64 * 2**20  # of one metrics.jsonl; of a longer one the end is read
 MOST_POINTS = 1_000  # of one curve that are sent to the page
@@ -23,17 +24,22 @@ MOST_PICTURES = 6
 
 @dataclass
 class Curves:
-    """Lines of one metrics.jsonl by step, the steps at which an attempt began anew, and what could not be read."""
+    """Lines of one metrics.jsonl by step, the steps at which an attempt began anew, and what could not be read.
+
+    `batch` is how many samples a step takes.
+    """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     requeues: list[int] = field(default_factory=list)
+    batch: int = 1
     notes: list[str] = field(default_factory=list)
 
     def series(self, metric: str, x: str = "step") -> tuple[list[float], list[float]]:
-        """x and y of one metric, thinned to MOST_POINTS; `x` is "step" or "time" (hours since the first line)."""
+        """x and y of one metric, thinned to MOST_POINTS; `x` is "step", "samples" or "time" (hours since the first line)."""
         found = [row for row in self.rows if isinstance(row.get(metric), int | float)]
         begin = self.rows[0]["time"] if self.rows else 0.0
-        places = [float(row["step"]) if x == "step" else (row["time"] - begin) / 3600 for row in found]
+        each = self.batch if x == "samples" else 1
+        places = [(row["time"] - begin) / 3600 if x == "time" else float(row["step"] * each) for row in found]
         return thinned(places, [float(row[metric]) for row in found])
 
 
@@ -82,7 +88,7 @@ def summary_of(run: Path) -> tuple[dict[str, Any], str]:
 def curves_of(run: Path) -> Curves:
     """The curves as a run without interruptions would have drawn them: steps that were done again count once, as the
     later attempt saw them. Time is linear in the lines. A torn last line is left out."""
-    path, curves = run / "metrics.jsonl", Curves()
+    path, curves = run / "metrics.jsonl", Curves(batch=batch_of(run))
     try:
         with open(path, "rb") as file:
             size = file.seek(0, 2)
@@ -105,6 +111,14 @@ def curves_of(run: Path) -> Curves:
     return curves
 
 
+def batch_of(run: Path) -> int:
+    """`train.batch` of a run; 1 where its settings cannot be read."""
+    try:
+        return int(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["train"]["batch"])
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return 1
+
+
 def _parsed(line: bytes) -> dict[str, Any]:
     try:
         row = json.loads(line)
@@ -115,16 +129,9 @@ def _parsed(line: bytes) -> dict[str, Any]:
 
 
 def _append(curves: Curves, row: dict[str, Any]) -> None:
-    """Add a line; one of a new attempt first takes away what the attempt does again."""
-    rows = curves.rows
-    if rows and rows[-1]["attempt"] != row["attempt"]:
-        while rows and rows[-1]["step"] >= row["step"]:
-            rows.pop()
+    """Add a line, and note where an attempt began."""
+    if append_row(curves.rows, row):
         curves.requeues = [step for step in curves.requeues if step < row["step"]] + [row["step"]]
-    if rows and rows[-1]["step"] == row["step"]:
-        rows[-1] = rows[-1] | row
-    else:
-        rows.append(row)
 
 
 def thinned(x: Sequence[float], y: Sequence[float], most: int = MOST_POINTS) -> tuple[list[float], list[float]]:

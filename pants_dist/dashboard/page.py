@@ -1,6 +1,5 @@
 """The layout of the page, and what each control changes. Names come from folders and tables: React writes them as text."""
 
-import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -11,10 +10,10 @@ import pandas as pd
 from dash import Dash, Input, Output, State, dcc, html, no_update
 
 from pants_dist.dashboard import folders, plots
+from pants_dist.dashboard import runs as all_runs
 from pants_dist.errors import UserError
 
 POLL_MS = 2_000
-STALE_S = 60.0  # without a new heartbeat, by this machine's clock
 CURVES = {
     "loss": ("Training loss", ("train/loss",)),
     "dice": ("Validation Dice, held-out dashed", ("val/dsc", "val_ood/dsc")),
@@ -22,20 +21,6 @@ CURVES = {
     "wait": ("Share of time spent waiting for data", ("loader/wait_fraction",)),
 }
 PLAIN: Any = {"displayModeBar": False, "responsive": True}
-
-
-class Heartbeats:
-    """How long ago each run's heartbeat was last seen to change, by the reader's own clock: clocks of nodes differ."""
-
-    def __init__(self) -> None:
-        self.seen: dict[str, tuple[Any, float]] = {}
-
-    def age_s(self, run: str, heartbeat: Any, written: float) -> float:
-        """Seconds since the change; on the first look since the file was written."""
-        before = self.seen.get(run)
-        if before is None or before[0] != heartbeat:
-            self.seen[run] = (heartbeat, time.time() if before else min(written, time.time()))
-        return time.time() - self.seen[run][1]
 
 
 def layout(names: list[str]) -> dmc.MantineProvider:
@@ -51,7 +36,10 @@ def layout(names: list[str]) -> dmc.MantineProvider:
                         html.Div(id="head"), dmc.Switch(id="dark", label="Dark", size="sm"),
                     ])),
                     dmc.AppShellNavbar(_controls(names), p="md", style={"overflow": "auto"}),
-                    dmc.AppShellMain(_body()),
+                    dmc.AppShellMain(dmc.Tabs(id="tab", value="overview", keepMounted=True, children=[
+                        dmc.TabsList([dmc.TabsTab("Overview", value="overview"), dmc.TabsTab("Runs", value="runs")], mb="sm"),
+                        dmc.TabsPanel(_body(), value="overview"), dmc.TabsPanel(all_runs.layout(), value="runs"),
+                    ])),
                 ],
             ),
         ],
@@ -67,7 +55,8 @@ def _controls(names: list[str]) -> list[Any]:
         dmc.Slider(id="smoothing", min=0, max=0.95, step=0.05, value=0.6, size="sm", mb=4),
         dmc.Text("moving average; raw shown faint", size="xs", c="dimmed"),
         dmc.Text("X AXIS", size="xs", fw=700, c="dimmed", mt="lg"),
-        dmc.SegmentedControl(id="x", data=["step", "time"], value="step", size="xs", fullWidth=True),
+        dmc.SegmentedControl(id="x", data=["step", "samples", "time"], value="step", size="xs", fullWidth=True),
+        dmc.Switch(id="log", label="logarithmic y", size="xs", mt="sm"),
         dmc.Text("COLOR", size="xs", fw=700, c="dimmed", mt="lg"),
         dmc.Text("● seen centers", size="xs", c=plots.SEEN),
         dmc.Text("● held-out centers", size="xs", c=plots.HELD_OUT),
@@ -119,7 +108,8 @@ def _card(title: str, content: Any, note: str) -> dmc.Card:
 
 def wire(app: Dash, runs: Path) -> None:
     """Connect the controls with the folders under `runs`."""
-    beats = Heartbeats()
+    beats = all_runs.Heartbeats(runs)
+    all_runs.wire(app, runs, beats)
 
     @app.callback(Output("theme", "forceColorScheme"), Output("table-theme", "data-ag-theme-mode"), Input("dark", "checked"))
     def themed(dark: bool | None) -> tuple[str, str]:
@@ -134,11 +124,13 @@ def wire(app: Dash, runs: Path) -> None:
     figures = [Output(key, "figure") for key in CURVES]
 
     @app.callback(*figures, Output("tiles", "children"), Output("notes", "children"), Input("version", "data"),
-                  Input("smoothing", "value"), Input("x", "value"), Input("dark", "checked"),
+                  Input("smoothing", "value"), Input("x", "value"), Input("log", "checked"), Input("dark", "checked"),
                   State("runs", "value"))  # fmt: skip
-    def drawn(_: Any, smoothing: float, x: str, dark: bool | None, chosen: list[str]) -> tuple[Any, ...]:
+    def drawn(
+        _: Any, smoothing: float, x: str, log: bool | None, dark: bool | None, chosen: list[str]
+    ) -> tuple[Any, ...]:
         found = {name: folders.curves_of(folders.run_folder(runs, name)) for name in chosen}
-        shown = [plots.curves_figure(found, names, smoothing, x, bool(dark)) for _, names in CURVES.values()]
+        shown = [plots.curves_figure(found, names, smoothing, x, bool(dark), bool(log)) for _, names in CURVES.values()]
         notes = [f"{name}: {note}" for name, curves in found.items() for note in curves.notes]
         results = folders.results_of(folders.run_folder(runs, chosen[0])) if chosen else folders.Results()
         return *shown, _tiles(found, results), [dmc.Text(note, size="xs", c="red", mt=6) for note in notes + results.notes]
@@ -182,17 +174,14 @@ def _stamp(runs: Path, name: str) -> list[int]:
     return stamps
 
 
-def _head(runs: Path, name: str, beats: Heartbeats) -> dmc.Group:
+def _head(runs: Path, name: str, beats: all_runs.Heartbeats) -> dmc.Group:
     folder = folders.run_folder(runs, name)
     summary, note = folders.summary_of(folder)
     parts = [dmc.Text(folder.name, fw=700, id="run-name")]
     if note:
         return dmc.Group([*parts, dmc.Badge(note, color="red", tt="none")])
-    age = beats.age_s(name, summary.get("heartbeat"), (folder / "summary.json").stat().st_mtime)
-    state = str(summary.get("state", "unknown"))
-    stale = state == "running" and age > STALE_S
-    word = f"running, silent for {age:,.0f} s" if stale else state
-    color = "orange" if stale else {"running": "teal", "finished": "blue", "failed": "red"}.get(state, "gray")
+    word, stale = beats.state_of(name, folder, summary)
+    color = "orange" if stale else {"running": "teal", "finished": "blue", "failed": "red"}.get(word, "gray")
     facts = [f"step {summary.get('step', 0):,} / {summary.get('steps', 0):,}", str(summary.get("host", ""))]
     if requeues := int(summary.get("attempt", 1)) - 1:
         facts.append(f"{requeues} requeues")

@@ -21,7 +21,9 @@ MUTED = {False: "#e5e7eb", True: "#373a40"}
 LIMITS = ((1.96, "dash", "95 %"), (3.09, "dot", "99.8 %"))  # of a funnel: Spiegelhalter, Stat Med 2005;24:1185
 
 
-def curves_figure(runs: Mapping[str, Curves], metrics: Sequence[str], smoothing: float, x: str, dark: bool) -> go.Figure:
+def curves_figure(
+    runs: Mapping[str, Curves], metrics: Sequence[str], smoothing: float, x: str, dark: bool, log: bool = False
+) -> go.Figure:
     """One metric, or several (the second dashed), of each run: smoothed in front, raw faint behind, requeues dashed."""
     figure = _figure(dark, 230)
     for number, (name, curves) in enumerate(runs.items()):
@@ -35,9 +37,9 @@ def curves_figure(runs: Mapping[str, Curves], metrics: Sequence[str], smoothing:
             label = f"{escape(name)} {metric}"
             smooth = [float(f"{value:.6g}") for value in smoothed(values, smoothing)]  # rounding errors make no axis
             figure.add_scatter(x=places, y=smooth, mode=mode, line=line, name=label, marker_size=5)
-        for step in curves.requeues if x == "step" else ():
-            figure.add_vline(x=step, line={"color": color, "dash": "dot", "width": 1})
-    figure.update_xaxes(title="step" if x == "step" else "hours")
+        for step in curves.requeues if x != "time" else ():
+            figure.add_vline(x=step * (curves.batch if x == "samples" else 1), line={"color": color, "dash": "dot", "width": 1})
+    figure.update_xaxes(title="hours" if x == "time" else x).update_yaxes(type="log" if log else "linear")
     if not any(trace.y for trace in figure.data):
         figure.add_annotation(text="nothing logged yet", x=0.5, y=0.5, xref="paper", yref="paper", showarrow=False)
         figure.update_xaxes(visible=False).update_yaxes(visible=False)
