@@ -222,10 +222,10 @@ def test_the_page_in_a_browser(browser, address: str, runs: Path) -> None:
     browser.find_elements("css selector", "#tab [role=tab]")[1].click()
     listed = "document.querySelectorAll('#runs-table .ag-center-cols-container .ag-row')"
     until(browser, f"{listed}.length == 2 && {listed}[0].innerText.includes('running')")
-    browser.find_element("id", "runs-filter").send_keys("second")
+    browser.find_element("id", "runs-filter").send_keys("onerror")
     until(browser, f"{listed}.length == 1")
     browser.execute_script("document.querySelector('#runs-table .ag-row .ag-checkbox-input').click()")
-    until(browser, "document.getElementById('head').innerText.includes('second')")
+    until(browser, "document.getElementById('head').innerText.includes('onerror')")
     browser.find_elements("css selector", "#tab [role=tab]")[0].click()
     browser.find_element("css selector", "nav input[type=checkbox][value=first]").click()
     until(browser, "document.querySelector('#loss .js-plotly-plot').data.length == 4")

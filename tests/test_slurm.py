@@ -210,7 +210,7 @@ def test_a_lost_node_is_left_for_another(slurm: Cluster, lives: Lives) -> None:
 
 
 def test_two_trainings_share_nodes_and_leave_nothing(slurm: Cluster, home: Path, store: Path) -> None:
-    """Two jobs of one user on the same two nodes, each with Ray on both: when one has finished the other goes on.
+    """Two jobs of one user on one node, each with Ray there, one also on another: when it has finished the other goes on.
 
     Cancelled, that one has saved its last step and is not queued again. A folder that a killed job left on a node is
     swept, and no process, no file with a token and no folder of these two is left.
@@ -219,7 +219,7 @@ def test_two_trainings_share_nodes_and_leave_nothing(slurm: Cluster, home: Path,
     leftover.mkdir(mode=0o700)
     words = ("--nodes", "2", "--sbatch.nodelist=n1,n2")
     short = submit_training(slurm, home, store, "a", *words, loader__kind="ray", loader__readers="1", train__steps="12")
-    long = training(store, "b", *words, loader__kind="ray", loader__readers="1", train__steps="100000")
+    long = training(store, "b", "--sbatch.nodelist=n1", loader__kind="ray", loader__readers="1", train__steps="100000")
     pants_dist(slurm, home, *long)
     a, b = home / "runs/a", home / "runs/b"
     job = submitted(b)[-1].job
