@@ -9,8 +9,16 @@ import slurm_cluster
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+LONGEST = ("test_slurm", "test_install", "test_train", "test_survival", "test_convert", "test_loader")  # minutes each
+
 ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that no worker is left with one of them at the end."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 @pytest.fixture(scope="session")
