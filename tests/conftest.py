@@ -9,7 +9,7 @@ import slurm_cluster
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-LONGEST = ("test_slurm", "test_install", "test_train", "test_survival", "test_convert", "test_loader")  # minutes each
+LONGEST = ("test_slurm", "test_install", "test_train", "test_survival")  # minutes each
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / "shared" / "data"

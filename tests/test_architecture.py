@@ -26,7 +26,7 @@ OWNERS = {
     "lightning": {"model", "train", "callbacks", "checkpoints"},
     "wandb": {"mirror"},
     "nibabel": {"conversion.nifti"},
-    "dash": {"dashboard.page", "dashboard.runs", "dashboard.server"},
+    "dash": {"dashboard.cases", "dashboard.page", "dashboard.runs", "dashboard.server"},
 }
 CONVERSION_MAY_IMPORT = {"store", "opencase", "casefile", "shard", "cases", "structures", "cluster", "disk", "errors"}
 

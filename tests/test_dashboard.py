@@ -1,7 +1,9 @@
 """The dashboard: run folders read, the door guarded, and the real page driven in a real headless Chromium."""
 
+import io
 import json
 import os
+import re
 import shutil
 import threading
 import time
@@ -12,14 +14,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.image import imread
+from small import make_store
 
 from pants_dist.dashboard import folders
 from pants_dist.dashboard.export import export
 from pants_dist.dashboard.runs import Heartbeats, run_rows
 from pants_dist.dashboard.server import listen, make_app
+from pants_dist.dashboard.slices import PLANES, WINDOWS_HU, slice_png
 from pants_dist.disk import on_network
 from pants_dist.errors import UserError
 from pants_dist.evaluate import write_tables
+from pants_dist.store import open_store
 from pants_dist.tracking import Tracker
 
 TOKEN = "t" * 43
@@ -35,7 +41,8 @@ def write_run(run: Path, steps: int = 40) -> Tracker:
     rng, rows = np.random.default_rng(0), []
     for number in range(24):
         center = number % 4
-        row = {"case": f"case{number}", "center": EVIL if center == 3 else f"Center {center}", "center_kind": "single"}
+        name = EVIL if center == 3 else f"Center {center}"
+        row = {"case": f"PanTS_{number + 1:08d}", "center": name, "center_kind": "single"}
         row |= {"split": "val_seen", "seen": center < 2, "lesion_present": number % 3 > 0, "lesion_predicted": number % 2 > 0}
         rows.append(row | {f"dsc/{name}": 0.9 - 0.1 * center + 0.02 * rng.normal() for name in ("liver", "pancreas")})
     write_tables(run / "evaluation" / "val_seen", rows, ("liver", "pancreas"))
@@ -100,7 +107,10 @@ def test_paths_outside_are_refused(tmp_path: Path, name: str) -> None:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dashboard") / "runs"
     write_run(folder / "first")
+    store = make_store(folder.parent / "store", cases=6)
     write_run(folder / EVIL.replace("/", ""))
+    for run in folder.iterdir():
+        (run / "config.yaml").write_text(f"data: {{store: {store}}}\ntrain: {{batch: 2}}\n")
     os.utime(folder / "first" / "summary.json", (time.time() + 60,) * 2)  # the newest comes first
     return folder
 
@@ -122,6 +132,18 @@ def test_no_token_no_answer(address: str, path: str) -> None:
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(address + path)
     assert refused.value.code == 403
+
+
+def test_every_address_of_the_page_is_guarded(runs: Path) -> None:
+    """Whatever routes Dash and we have, by every method, known or not: 403 without the token, also with a part of it."""
+    server = make_app(runs, TOKEN).server
+    rules = {re.sub("<[^>]*>", "x", rule.rule): rule.methods or set() for rule in server.url_map.iter_rules()}
+    assert {"/", "/picture/x", "/slice/x", "/_dash-update-component", "/assets/x"} <= set(rules)
+    client = server.test_client()
+    for cookie in ("", TOKEN[:-1], TOKEN + "t"):
+        client.set_cookie("pants_dist_" + TOKEN[:6], cookie)
+        for path, methods in (*rules.items(), ("/nowhere", {"GET"})):
+            assert {client.open(path, method=method).status_code for method in methods} == {403}, path
 
 
 def test_the_token_becomes_a_cookie(runs: Path) -> None:
@@ -176,6 +198,47 @@ def test_silence_is_measured_by_the_reader_s_clock(tmp_path: Path) -> None:
     mounts = tmp_path / "mounts"
     mounts.write_text(f"tmpfs / tmpfs rw 0 0\nserver:/x {str(tmp_path)} nfs4 rw 0 0\n")
     assert on_network(tmp_path / "runs", mounts) and not on_network(Path("/etc"), mounts)
+
+
+def test_a_slice_is_the_store_s(runs: Path) -> None:
+    """Every plane: the voxels of the stored CT in the window asked for, turned as seen, pixels square; edges are colored."""
+    store = open_store(runs.parent / "store")
+    case = store.cases[0]
+    image, codes = store.read_patch(case, (0, 0, 0), store.shape_zyx(case))
+    low, high = WINDOWS_HU["bone"]
+    for axis, plane in enumerate(PLANES):
+        index = store.shape_zyx(case)[axis] // 2
+        pixels = imread(io.BytesIO(slice_png(runs, "first", case, plane, index, "bone")))[..., :3]
+        gray = ((image.take(index, axis) - low) / (high - low)).clip(0, 1)[::-1, ::-1]
+        sizes = [n * mm for n, mm in zip(store.shape_zyx(case), store.spacing_mm_zyx(case), strict=True)]
+        rows, columns = (size for n, size in enumerate(sizes) if n != axis)
+        assert pixels.shape[0] / pixels.shape[1] == pytest.approx(rows / columns, rel=0.05)
+        assert pixels[0, 0] == pytest.approx(np.full(3, gray[0, 0]), abs=0.01)
+        outlined = (np.ptp(pixels, axis=2) > 0.1).any()
+        assert outlined == bool(np.isin(codes.take(index, axis), (2, 3)).any())
+
+
+@pytest.mark.parametrize(("asked", "says"), [
+    ({"case": "../x"}, "not in the store"), ({"plane": "oblique"}, "no such plane"), ({"index": 999}, "the case has"),
+    ({"window": "x"}, "no such plane or window"), ({"name": "../elsewhere"}, "lies outside"),
+])  # fmt: skip
+def test_slices_that_there_are_not(runs: Path, asked: dict, says: str) -> None:
+    good = {"name": "first", "case": "PanTS_00000001", "plane": "axial", "index": 0, "window": "bone"}
+    with pytest.raises(UserError, match=says):
+        slice_png(runs, **good | asked)
+
+
+def test_curves_are_read_when_they_have_changed(tmp_path: Path) -> None:
+    """Not before, and of few runs at a time."""
+    tracker = write_run(tmp_path / "a")
+    first = folders.curves_of(tmp_path / "a")
+    assert folders.curves_of(tmp_path / "a") is first and first.groups()["loader/"] == ["loader/wait_fraction"]
+    tracker.log(50, {"train/loss": 1.0})
+    assert folders.curves_of(tmp_path / "a").rows[-1]["step"] == 50
+    for number in range(folders.MOST_KEPT + 3):
+        write_run(tmp_path / str(number))
+        folders.curves_of(tmp_path / str(number))
+    assert len(folders.KEPT) <= folders.MOST_KEPT
 
 
 def test_curves_by_samples(tmp_path: Path) -> None:
@@ -233,6 +296,18 @@ def test_the_page_in_a_browser(browser, address: str, runs: Path) -> None:
     until(browser, "document.querySelector('#loss .js-plotly-plot').layout.yaxis.type == 'log'")
     browser.find_element("css selector", "#x input[value=samples]").find_element("xpath", "..").click()
     until(browser, "document.querySelector('#loss .js-plotly-plot').layout.xaxis.title.text == 'samples'")
+    worst_center = "document.querySelector('#table .ag-row[row-index=\"0\"] .ag-cell')"
+    browser.execute_script(f"{worst_center}.click()")  # leads to its cases
+    cases = "document.querySelectorAll('#cases-table .ag-center-cols-container .ag-row')"
+    until(browser, f"document.getElementById('cases-filter').value == {json.dumps(EVIL)} && {cases}.length == 6")
+    browser.execute_script(f"[...{cases}].find(row => row.innerText.includes('PanTS_00000004')).firstChild.click()")
+    until(browser, "document.getElementById('slice-axial').naturalWidth > 30")
+    source = str(until(browser, "document.getElementById('slice-axial').src"))
+    wheel = "new WheelEvent('wheel', {deltaY: -100, bubbles: true, cancelable: true})"
+    browser.execute_script(f"document.getElementById('slice-axial').dispatchEvent({wheel})")
+    index = int(source.partition("index=")[2].partition("&")[0])
+    until(browser, f"document.getElementById('slice-axial').src.includes('index={index + 1}&')")
+    until(browser, "document.getElementById('slice-sagittal').complete")
     browser.execute_script("document.getElementById('dark').click()")
     until(browser, "document.documentElement.dataset.mantineColorScheme == 'dark'")
     if folder := os.environ.get("SCREENSHOTS"):

@@ -122,11 +122,11 @@ class Lives:
     def went_on(self, slurm: Cluster, name: str) -> None:
         """Started anew once, it has the uninterrupted run's losses, each step once, beyond where it was."""
         run, before = self.run(name), read_summary(self.run(name)).get("step", 0)
-        until(lambda: read_summary(run).get("attempt") == 2 and step(run) > before, 100)
+        until(lambda: read_summary(run).get("attempt") == 2 and step(run) > max(before, STEPS), 100)
         rows = read_metrics(run)
         assert slurm.job(self.jobs[name], "Restarts") == "1" and {row["attempt"] for row in rows} == {1, 2}
         assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
-        assert [row["train/loss"] for row in rows[:STEPS]] == self.whole[: len(rows)] and len(rows) > 30
+        assert [row["train/loss"] for row in rows[:STEPS]] == self.whole
         assert len(list(run.glob("train-*.out"))) == 1  # one log for both
 
 
@@ -207,6 +207,7 @@ def test_a_lost_node_is_left_for_another(slurm: Cluster, lives: Lives) -> None:
     slurm.call("scontrol", "release", lives.jobs["lost"])
     lives.went_on(slurm, "lost")
     assert slurm.job(lives.jobs["lost"], "NodeList") in ("n1", "n2")
+    slurm.call("scancel", lives.jobs["lost"])
 
 
 def test_two_trainings_share_nodes_and_leave_nothing(slurm: Cluster, home: Path, store: Path) -> None:
@@ -218,9 +219,9 @@ def test_two_trainings_share_nodes_and_leave_nothing(slurm: Cluster, home: Path,
     leftover = home / "scratch" / "pants-ray-0-0badcafe"
     leftover.mkdir(mode=0o700)
     words = ("--nodes", "2", "--sbatch.nodelist=n1,n2")
-    short = submit_training(slurm, home, store, "a", *words, loader__kind="ray", loader__readers="1", train__steps="12")
     long = training(store, "b", "--sbatch.nodelist=n1", loader__kind="ray", loader__readers="1", train__steps="100000")
     pants_dist(slurm, home, *long)
+    short = submit_training(slurm, home, store, "a", *words, loader__kind="ray", loader__readers="1", train__steps="12")
     a, b = home / "runs/a", home / "runs/b"
     job = submitted(b)[-1].job
     assert slurm.ended(short, 200) == "COMPLETED", submitted(a)[-1].log.read_text()

@@ -13,15 +13,16 @@ from pants_dist.queue import State
 from pants_dist.site import Site
 from pants_dist.store import open_store
 
-NOW = time.time()
 
-
-def run_folder(folder: Path, state: str, heartbeat: float = NOW, jobs: tuple[Submitted, ...] = (), done: str = "") -> Path:
+def run_folder(
+    folder: Path, state: str, heartbeat: float | None = None, jobs: tuple[Submitted, ...] = (), done: str = ""
+) -> Path:
     """A run at step 40 of 100 that makes two steps a second."""
     (folder / "done").mkdir(parents=True)
-    summary = {"state": state, "step": 40, "steps": 100, "attempt": 3, "heartbeat": heartbeat, "metrics": {"train/loss": 0.5}}
+    summary = {"state": state, "step": 40, "steps": 100, "attempt": 3, "metrics": {"train/loss": 0.5}}
+    summary["heartbeat"] = heartbeat or time.time()
     (folder / "summary.json").write_text(json.dumps(summary))
-    rows = [{"step": step, "attempt": 3, "time": NOW + step / 2} for step in (20, 40)]
+    rows = [{"step": step, "attempt": 3, "time": time.time() + step / 2} for step in (20, 40)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     lines = [json.dumps({"job": job.job, "stage": job.stage, "log": str(job.log), "time": job.time}) for job in jobs]
     if jobs:
@@ -41,8 +42,8 @@ def test_a_run_that_no_queue_knows_is_told_by_its_heartbeat(tmp_path: Path) -> N
     row = only(run_folder(tmp_path / "fresh", "running"))
     assert (row.state, row.step, row.rate, row.left, row.requeues) == ("running", "40 of 100", "2.00/s", "0:00:30", "2")
     assert row.metric == "train/loss 0.500"
-    assert only(run_folder(tmp_path / "old", "running", NOW - 3600)).state == "lost"
-    assert only(run_folder(tmp_path / "over", "finished", NOW - 3600)).state == "finished"
+    assert only(run_folder(tmp_path / "old", "running", time.time() - 3600)).state == "lost"
+    assert only(run_folder(tmp_path / "over", "finished", time.time() - 3600)).state == "finished"
 
 
 @pytest.fixture
@@ -57,12 +58,12 @@ def queue_says(monkeypatch: pytest.MonkeyPatch):
 
 def test_what_the_queue_knows_comes_first(tmp_path: Path, queue_says) -> None:
     """Why a job waits, and that one in the queue has made no step for long; a mark counts where the queue has forgotten."""
-    job = Submitted("7", "train", tmp_path / "log", NOW)
+    job = Submitted("7", "train", tmp_path / "log", time.time())
     queue_says(j7=State("PENDING", "Resources"))
     row = only(run_folder(tmp_path / "a", "stopped", jobs=(job,)))
     assert (row.state, row.note) == ("PENDING", "waits: Resources")
     queue_says(j7=State("RUNNING"))
-    row = only(run_folder(tmp_path / "b", "running", NOW - 3600, jobs=(job,)))
+    row = only(run_folder(tmp_path / "b", "running", time.time() - 3600, jobs=(job,)))
     assert row.state == "RUNNING" and row.note.startswith("no step for 1:0")
     queue_says()
     assert only(run_folder(tmp_path / "c", "finished", jobs=(job,), done="train")).state == "done"
@@ -70,7 +71,7 @@ def test_what_the_queue_knows_comes_first(tmp_path: Path, queue_says) -> None:
 
 def test_slices_are_one_row(tmp_path: Path, queue_says) -> None:
     """How many are done, and the states of those in the queue."""
-    parts = tuple(Submitted(f"5_{n}", f"convert-{n}-of-4", tmp_path / "log", NOW) for n in (1, 2, 3, 4))
+    parts = tuple(Submitted(f"5_{n}", f"convert-{n}-of-4", tmp_path / "log", time.time()) for n in (1, 2, 3, 4))
     queue_says(j5_2=State("RUNNING"), j5_3=State("RUNNING"), j5_4=State("PENDING", "Resources"))
     folder = run_folder(tmp_path / "convert-s", "", jobs=parts, done="convert-1-of-4")
     row = only(folder)

@@ -13,13 +13,15 @@ import pandas as pd
 import yaml
 
 from pants_dist.errors import UserError
-from pants_dist.report import center_table
+from pants_dist.report import center_table, patients_of
 from pants_dist.results import read_rows, structures_of
+from pants_dist.stats import t_interval
 from pants_dist.tracking import append_row, read_summary
 
 MOST_BYTES = 64 * 2**20  # of one metrics.jsonl; of a longer one the end is read
 MOST_POINTS = 1_000  # of one curve that are sent to the page
 MOST_PICTURES = 6
+MOST_KEPT = 8  # runs whose curves stay in memory
 
 
 @dataclass
@@ -34,6 +36,13 @@ class Curves:
     batch: int = 1
     notes: list[str] = field(default_factory=list)
 
+    def groups(self) -> dict[str, list[str]]:
+        """Every metric that was logged, by what stands before its first slash."""
+        found: dict[str, list[str]] = {}
+        for name in sorted({key for row in self.rows for key in row if "/" in key}):
+            found.setdefault(name.partition("/")[0] + "/", []).append(name)
+        return found
+
     def series(self, metric: str, x: str = "step") -> tuple[list[float], list[float]]:
         """x and y of one metric, thinned to MOST_POINTS; `x` is "step", "samples" or "time" (hours since the first line)."""
         found = [row for row in self.rows if isinstance(row.get(metric), int | float)]
@@ -41,6 +50,9 @@ class Curves:
         each = self.batch if x == "samples" else 1
         places = [(row["time"] - begin) / 3600 if x == "time" else float(row["step"] * each) for row in found]
         return thinned(places, [float(row[metric]) for row in found])
+
+
+KEPT: dict[tuple[str, int, int], Curves] = {}  # by folder, size and time of metrics.jsonl, the oldest first
 
 
 @dataclass
@@ -86,6 +98,20 @@ def summary_of(run: Path) -> tuple[dict[str, Any], str]:
 
 
 def curves_of(run: Path) -> Curves:
+    """The curves of a run, read again only when metrics.jsonl has changed; to be looked at, not to be changed."""
+    try:
+        found = (run / "metrics.jsonl").stat()
+        stamp = (str(run), found.st_size, found.st_mtime_ns)
+    except OSError:
+        return _read_curves(run)
+    if stamp not in KEPT:
+        KEPT[stamp] = _read_curves(run)
+        while len(KEPT) > MOST_KEPT:
+            KEPT.pop(next(iter(KEPT)), None)
+    return KEPT.get(stamp) or _read_curves(run)
+
+
+def _read_curves(run: Path) -> Curves:
     """The curves as a run without interruptions would have drawn them: steps that were done again count once, as the
     later attempt saw them. Time is linear in the lines. A torn last line is left out."""
     path, curves = run / "metrics.jsonl", Curves(batch=batch_of(run))
@@ -169,8 +195,17 @@ def results_of(run: Path) -> Results:
         columns = [f"dsc/{name}" for name in results.structures]
         results.cases["dsc"] = results.cases[columns].mean(axis=1)
         results.centers = center_table(results.cases, results.structures)
-        results.centers["dsc"] = results.centers[columns].mean(axis=1)
+        means = [
+            t_interval(part["dsc"], patients_of(part), bounds=(0, 1))
+            for part in (_of_center(results.cases, center) for center in results.centers.to_dict("records"))
+        ]
+        for name, values in (("dsc", "value"), ("dsc/low", "low"), ("dsc/high", "high")):
+            results.centers[name] = [getattr(mean, values) for mean in means]
     return results
+
+
+def _of_center(cases: pd.DataFrame, center: dict[str, Any]) -> pd.DataFrame:
+    return cases[(cases["center"] == center["center"]) & cases["seen"].isin([center["seen"]])]
 
 
 def pictures_of(run: Path, cases: pd.DataFrame) -> list[tuple[str, str, float]]:

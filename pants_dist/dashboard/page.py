@@ -9,7 +9,7 @@ import dash_mantine_components as dmc
 import pandas as pd
 from dash import Dash, Input, Output, State, dcc, html, no_update
 
-from pants_dist.dashboard import folders, plots
+from pants_dist.dashboard import cases, folders, plots
 from pants_dist.dashboard import runs as all_runs
 from pants_dist.errors import UserError
 
@@ -37,8 +37,10 @@ def layout(names: list[str]) -> dmc.MantineProvider:
                     ])),
                     dmc.AppShellNavbar(_controls(names), p="md", style={"overflow": "auto"}),
                     dmc.AppShellMain(dmc.Tabs(id="tab", value="overview", keepMounted=True, children=[
-                        dmc.TabsList([dmc.TabsTab("Overview", value="overview"), dmc.TabsTab("Runs", value="runs")], mb="sm"),
+                        dmc.TabsList([dmc.TabsTab("Overview", value="overview"), dmc.TabsTab("Runs", value="runs"),
+                                      dmc.TabsTab("Cases", value="cases")], mb="sm"),
                         dmc.TabsPanel(_body(), value="overview"), dmc.TabsPanel(all_runs.layout(), value="runs"),
+                        dmc.TabsPanel(cases.layout(), value="cases"),
                     ])),
                 ],
             ),
@@ -78,6 +80,9 @@ def _body() -> list[Any]:
         html.Div(id="tiles"),
         dmc.Title("Training and input", order=5, my="sm"),
         dmc.SimpleGrid(curves, cols={"base": 1, "sm": 2, "lg": 4}),
+        dmc.MultiSelect(id="more", placeholder="more metrics of the runs ticked", searchable=True, clearable=True, data=[],
+                        value=[], size="xs", my="sm"),
+        html.Div(id="more-curves"),
         dmc.Group(justify="space-between", my="sm", children=[
             dmc.Title("Centers", order=5),
             dmc.Select(id="metric", data=[{"value": "dsc", "label": "mean Dice"}], value="dsc", size="xs", allowDeselect=False),
@@ -96,7 +101,7 @@ def _table() -> dmc.Card:
         dmc.Group([dmc.TextInput(id="filter", placeholder="filter", size="xs"), dmc.Button("CSV", id="csv", size="xs")]),
     ])  # fmt: skip
     grid = dag.AgGrid(id="table", columnDefs=[], rowData=[], columnSize="sizeToFit",
-                      dashGridOptions={"enableCellTextSelection": True},
+                      getRowId="params.data.center + params.data.set", dashGridOptions={"enableCellTextSelection": True},
                       csvExportParams={"fileName": "centers.csv"}, style={"height": 420})  # fmt: skip
     return dmc.Card([head, html.Div(grid, id="table-theme")], withBorder=True)
 
@@ -110,6 +115,7 @@ def wire(app: Dash, runs: Path) -> None:
     """Connect the controls with the folders under `runs`."""
     beats = all_runs.Heartbeats(runs)
     all_runs.wire(app, runs, beats)
+    cases.wire(app, runs)
 
     @app.callback(Output("theme", "forceColorScheme"), Output("table-theme", "data-ag-theme-mode"), Input("dark", "checked"))
     def themed(dark: bool | None) -> tuple[str, str]:
@@ -134,6 +140,25 @@ def wire(app: Dash, runs: Path) -> None:
         notes = [f"{name}: {note}" for name, curves in found.items() for note in curves.notes]
         results = folders.results_of(folders.run_folder(runs, chosen[0])) if chosen else folders.Results()
         return *shown, _tiles(found, results), [dmc.Text(note, size="xs", c="red", mt=6) for note in notes + results.notes]
+
+    @app.callback(Output("more", "data"), Input("version", "data"), State("runs", "value"))
+    def offered(_: Any, chosen: list[str]) -> list[dict[str, Any]]:
+        found: dict[str, dict[str, None]] = {}
+        for name in chosen:
+            for group, metrics in folders.curves_of(folders.run_folder(runs, name)).groups().items():
+                found.setdefault(group, {}).update(dict.fromkeys(metrics))
+        return [{"group": f"{group} ({len(metrics)})", "items": list(metrics)} for group, metrics in sorted(found.items())]
+
+    @app.callback(Output("more-curves", "children"), Input("more", "value"), Input("version", "data"),
+                  Input("smoothing", "value"), Input("x", "value"), Input("log", "checked"), Input("dark", "checked"),
+                  State("runs", "value"))  # fmt: skip
+    def drawn_more(
+        metrics: list[str], _: Any, smoothing: float, x: str, log: bool | None, dark: bool | None, chosen: list[str]
+    ) -> Any:
+        found = {name: folders.curves_of(folders.run_folder(runs, name)) for name in chosen if metrics}
+        figures = {name: plots.curves_figure(found, (name,), smoothing, x, bool(dark), bool(log)) for name in metrics or ()}
+        cards = [_card(name, dcc.Graph(figure=figure, config=PLAIN), "") for name, figure in figures.items()]
+        return dmc.SimpleGrid(cards, cols={"base": 1, "sm": 2, "lg": 4})
 
     @app.callback(Output("metric", "data"), Output("centers", "figure"), Output("gap", "figure"),
                   Output("detection", "figure"), Output("funnel", "figure"), Output("table", "columnDefs"),
@@ -225,7 +250,7 @@ def _shown(value: float | None, digits: int = 3, unit: str = "") -> str:
 
 
 def _columns(structures: list[str]) -> list[dict[str, Any]]:
-    names = ["center", "set", "n", "Dice", *structures, "sensitivity", "specificity"]
+    names = ["center", "set", "n", "Dice", "95 % CI", *structures, "sensitivity", "specificity"]
     return [{"field": name, "sortable": True, "filter": True, "minWidth": 160 if name == "center" else 80} for name in names]
 
 
@@ -234,6 +259,8 @@ def center_rows(centers: pd.DataFrame, structures: list[str]) -> list[dict[str, 
     rows = []
     for center in centers.sort_values("dsc").to_dict("records"):
         row = {"center": center["center"], "set": "seen" if center["seen"] else "held-out", "n": center["n"]}
+        low, high = center["dsc/low"], center["dsc/high"]
+        row["95 % CI"] = f"{low:.3f}-{high:.3f}" if low == low else None
         values = {"Dice": center["dsc"]} | {name: center[f"dsc/{name}"] for name in structures}
         values |= {name: center[name] for name in ("sensitivity", "specificity")}
         rows.append(row | {name: None if value != value else round(value, 3) for name, value in values.items()})

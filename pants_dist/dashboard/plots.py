@@ -18,6 +18,7 @@ SEEN, HELD_OUT = "#2f6fdf", "#e07b12"
 RUN_COLORS = ("#2f6fdf", "#c2410c", "#0f9d75", "#9d4edd", "#b58900", "#d6336c")
 INK = {False: "#1f2937", True: "#d5d9e0"}
 MUTED = {False: "#e5e7eb", True: "#373a40"}
+NAMED = 4  # centers whose names stand beside their dots where there is no room for all
 LIMITS = ((1.96, "dash", "95 %"), (3.09, "dot", "99.8 %"))  # of a funnel: Spiegelhalter, Stat Med 2005;24:1185
 
 
@@ -80,6 +81,9 @@ def centers_figure(centers: pd.DataFrame, structures: Sequence[str], metric: str
     figure.update_yaxes(title_text="cases", type="log" if len(ordered) > 20 else "linear", row=2, col=1)
     ticks = list(range(len(names))) if len(names) <= 30 else []
     figure.update_xaxes(tickvals=ticks, ticktext=[names[n] for n in ticks], row=3, col=1)
+    for n in range(max(0, int(ordered[metric].count()) - NAMED), len(names)) if not ticks else ():  # the worst
+        if (value := ordered[metric][n]) == value:
+            figure.add_annotation(x=n, y=value, text=names[n], showarrow=False, xanchor="right", xshift=-8, font_size=10)
     figure.update_layout(margin_r=110, margin_l=120)
     return figure
 

@@ -4,11 +4,12 @@ import socket
 from pathlib import Path
 
 from dash import Dash
-from flask import Response, send_file
+from flask import Response, request, send_file
 from waitress.server import create_server
 
 from pants_dist.dashboard import folders, page
 from pants_dist.dashboard.guard import guard, new_token
+from pants_dist.dashboard.slices import slice_png
 from pants_dist.errors import UserError
 
 LOOPBACK = "127.0.0.1"
@@ -28,6 +29,16 @@ def make_app(runs: Path, token: str) -> Dash:
             return send_file(folders.picture_file(runs, name))
         except UserError as error:
             return Response(f"404: {error}\n", 404, mimetype="text/plain")
+
+    @app.server.route("/slice/<path:name>")
+    def one_slice(name: str) -> Response:
+        asked = request.args
+        try:
+            index = int(asked.get("index", ""))
+            png = slice_png(runs, name, asked.get("case", ""), asked.get("plane", ""), index, asked.get("window", ""))
+        except (UserError, ValueError) as error:
+            return Response(f"404: {error}\n", 404, mimetype="text/plain")
+        return Response(png, mimetype="image/png", headers={"Cache-Control": "private, max-age=600"})
 
     return app
 

@@ -1,0 +1,11 @@
+// The wheel over a slice moves its slider, which asks for the next one.
+document.addEventListener("wheel", (event) => {
+  const picture = event.target.closest && event.target.closest("img.slice");
+  if (!picture) return;
+  event.preventDefault();
+  const slider = picture.id.replace("slice-", "at-");
+  const thumb = document.querySelector(`#${slider} [role=slider]`);
+  const least = Number(thumb.getAttribute("aria-valuemin")), most = Number(thumb.getAttribute("aria-valuemax"));
+  const wanted = Number(thumb.getAttribute("aria-valuenow")) + (event.deltaY > 0 ? -1 : 1);
+  window.dash_clientside.set_props(slider, { value: Math.min(most, Math.max(least, wanted)) });
+}, { passive: false });
