@@ -36,7 +36,8 @@ def layout() -> html.Div:
         dmc.TextInput(id="cases-filter", placeholder="filter: a center, a case", size="xs"),
     ])  # fmt: skip
     grid = dag.AgGrid(id="cases-table", columnDefs=[], rowData=[], columnSize="responsiveSizeToFit",
-                      getRowId="params.data.case", dashGridOptions={"enableCellTextSelection": True}, style={"height": 640})  # fmt: skip
+                      getRowId="params.data.case", dashGridOptions={"enableCellTextSelection": True},
+                      style={"height": 640})  # fmt: skip
     window = dmc.SegmentedControl(id="window", data=list(WINDOWS_HU), value=next(iter(WINDOWS_HU)), size="xs")
     legend = [dmc.Text(f"○ {name}", size="xs", c=color) for name, color in OUTLINED.items()]
     planes = [
