@@ -69,11 +69,13 @@ def die_with_parent() -> None:
 def started(readers: int, object_store_bytes: int) -> Iterator[dict[str, str]]:
     """A Ray on this machine with slots for `readers`; yields the environment by which ranks join it.
 
-    Raises UserError where /dev/shm is too small for the object store, or the memory limit for it and the readers.
+    While it is there that is also our own environment. Raises UserError where /dev/shm is too small for the object store,
+    or the memory limit for it and the readers.
     """
     check_memory(readers, object_store_bytes)
     with private_folder() as folder:
         environment = environment_of(folder, token())
+        before = {name: os.environ.get(name) for name in environment}
         os.environ.update(environment)
         import ray
 
@@ -92,6 +94,9 @@ def started(readers: int, object_store_bytes: int) -> Iterator[dict[str, str]]:
             yield environment | {"RAY_ADDRESS": context.address_info["gcs_address"]}
         finally:
             ray.shutdown()
+            for name, value in before.items():  # what we start later is to look for no token in a folder that is gone
+                os.environ.pop(name, None)
+                os.environ.update({name: value} if value is not None else {})
 
 
 def check_memory(readers: int, object_store_bytes: int) -> None:
