@@ -18,7 +18,7 @@ from pants_dist import config, launch
 from pants_dist.jobs import submitted
 from pants_dist.tracking import read_metrics, read_summary
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 STEPS = 100  # that are compared with an uninterrupted run's
 SMALL = {
     "data.patch_zyx": "[16, 32, 32]", "model.channels": "[4, 8, 16]", "tracking.wandb": "off", "train.log_every": "1",
