@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from monai.networks.blocks import UnetBasicBlock, UnetOutBlock, UnetResBlock, UnetUpBlock
+from monai.networks.blocks import Convolution, UnetBasicBlock, UnetOutBlock, UnetUpBlock
 from monai.networks.nets import DynUNet, MedNeXt, SegResNetDS, SwinUNETR, UNet
 from torch import Tensor, nn
 
@@ -18,6 +18,8 @@ from pants_dist.settings import Model
 from pants_dist.strides import CUBES, SWIN_STAGES, Level, Mm, Zyx, at_each_level, dynunet_levels
 
 INSTANCE_NORM = ("INSTANCE", {"affine": True})
+ONE = (1, 1, 1)
+LEAKY = ("LEAKYRELU", {"negative_slope": 0.01, "inplace": True})
 
 
 def build_network(model: Model, channels_out: int, patch_zyx: Zyx, spacing_mm_zyx: Mm | None) -> nn.Module:
@@ -53,9 +55,8 @@ def unet(model: Model, channels_out: int, patch_zyx: Zyx, spacing_mm_zyx: Mm | N
 def dynunet(model: Model, channels_out: int, patch_zyx: Zyx, spacing_mm_zyx: Mm | None) -> nn.Module:
     """nnU-Net (Isensee et al. 2021): kernels and strides follow patch and spacing. `blocks` [0] is its plain encoder.
 
-    `blocks` [1, 3, 4, 6] makes the encoder of its residual presets (Isensee et al. 2024). What is left different: two
-    convolutions at each level of the decoder instead of one, no convolution before the first level, and shortcuts that
-    skip voxels where nnU-Net averages them.
+    `blocks` [1, 3, 4, 6] is its residual presets (Isensee et al. 2024): a convolution before the first level, residual
+    blocks in the encoder, and one convolution at each level of the decoder, where the plain network has two.
     """
     levels = dynunet_levels(len(model.channels), patch_zyx, spacing_mm_zyx or CUBES)
     return DynamicUNet(levels, model.channels, at_each_level(model.blocks, len(levels)), channels_out)
@@ -124,21 +125,24 @@ def _as_list(heads: int, network: nn.Module, inputs: Any, logits: Any) -> Any:
 class DynamicUNet(nn.Module):
     """nnU-Net's U-Net from MONAI's blocks.
 
-    It is no DynUNet because that one enlarges the logits of all heads to the size of the patch and stacks them, and takes
-    the kernels of the decoder from the level below, where nnU-Net takes those of the level itself.
+    It is no DynUNet because that one enlarges the logits of all heads to the size of the patch and stacks them, takes
+    the kernels of the decoder from the level below, where nnU-Net takes those of the level itself, and has another
+    residual encoder.
     """
 
     def __init__(
         self, levels: list[Level], channels: tuple[int, ...], residual_blocks: tuple[int, ...], channels_out: int
     ) -> None:
         super().__init__()
-        above = (1, *channels[:-1])
+        residual = any(residual_blocks)
+        self.stem = _convolution(1, channels[0], levels[0].kernel_zyx) if residual else nn.Identity()
+        above = (channels[0] if residual else 1, *channels[:-1])
         self.encoder = nn.ModuleList(
             _stage(level, before, after, blocks)
             for level, before, after, blocks in zip(levels, above, channels, residual_blocks, strict=True)
         )
         self.decoder = nn.ModuleList(
-            UnetUpBlock(3, channels[n + 1], channels[n], levels[n].kernel_zyx, 1, levels[n + 1].stride_zyx, INSTANCE_NORM)
+            _up(levels[n], channels[n + 1], channels[n], levels[n + 1].stride_zyx, residual)
             for n in reversed(range(len(levels) - 1))
         )
         self.heads = nn.ModuleList(UnetOutBlock(3, channels[n], channels_out) for n in range(_heads(len(levels))))
@@ -146,7 +150,7 @@ class DynamicUNet(nn.Module):
         self.apply(_begin_as_shortcut)
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
-        features = [image]
+        features = [self.stem(image)]
         for stage in self.encoder:
             features.append(stage(features[-1]))
         *skips, decoded = features[1:]
@@ -159,16 +163,47 @@ class DynamicUNet(nn.Module):
         return [head(at_level) for head, at_level in zip(self.heads, finest_first, strict=False)]
 
 
+class ResidualBlock(nn.Module):
+    """Two convolutions beside a shortcut, which averages the voxels that it merges (ResNet-D, He et al. 2019)."""
+
+    def __init__(self, channels_in: int, channels_out: int, kernel: Zyx, stride: Zyx) -> None:
+        super().__init__()
+        self.first = _convolution(channels_in, channels_out, kernel, stride)
+        self.second = _convolution(channels_out, channels_out, kernel, activated=False)
+        merging = [nn.AvgPool3d(stride, stride)] if stride != ONE else []
+        widening = [_convolution(channels_in, channels_out, ONE, activated=False)] if channels_in != channels_out else []
+        self.shortcut = nn.Sequential(*merging, *widening)
+        self.activation = nn.LeakyReLU(0.01, inplace=True)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.activation(self.second(self.first(features)) + self.shortcut(features))
+
+
+def _convolution(channels_in: int, channels_out: int, kernel: Zyx, stride: Zyx = ONE, activated: bool = True) -> nn.Module:
+    """Convolution, instance norm and, unless told, leaky ReLU."""
+    return Convolution(
+        3, channels_in, channels_out, stride, kernel, adn_ordering="NA", act=LEAKY if activated else None,
+        norm=INSTANCE_NORM, bias=False,
+    )  # fmt: skip
+
+
 def _stage(level: Level, channels_in: int, channels_out: int, residual_blocks: int) -> nn.Module:
     kernel, stride = level
     if not residual_blocks:
         return UnetBasicBlock(3, channels_in, channels_out, kernel, stride, INSTANCE_NORM)
-    first = UnetResBlock(3, channels_in, channels_out, kernel, stride, INSTANCE_NORM)
-    others = [UnetResBlock(3, channels_out, channels_out, kernel, 1, INSTANCE_NORM) for _ in range(residual_blocks - 1)]
-    return nn.Sequential(first, *others)
+    first = ResidualBlock(channels_in, channels_out, kernel, stride)
+    return nn.Sequential(first, *(ResidualBlock(channels_out, channels_out, kernel, ONE) for _ in range(residual_blocks - 1)))
+
+
+def _up(level: Level, channels_below: int, channels: int, stride: Zyx, residual: bool) -> nn.Module:
+    """From the level below to this one, beside what the encoder had at it."""
+    up = UnetUpBlock(3, channels_below, channels, level.kernel_zyx, 1, stride, INSTANCE_NORM)
+    if residual:
+        up.conv_block = _convolution(2 * channels, channels, level.kernel_zyx)
+    return up
 
 
 def _begin_as_shortcut(module: nn.Module) -> None:
     """A residual block adds nothing to its shortcut at first, as in nnU-Net (init_last_bn_before_add_to_0)."""
-    if isinstance(module, UnetResBlock):
-        nn.init.zeros_(module.norm2.weight)
+    if isinstance(module, ResidualBlock):
+        nn.init.zeros_(module.second.adn.N.weight)

@@ -1,5 +1,6 @@
 """Each network at a small size: shapes, gradients, and MONAI's own networks as oracles."""
 
+from collections.abc import Iterator
 from typing import get_args, get_type_hints
 
 import pytest
@@ -7,7 +8,15 @@ import torch
 from monai.networks.nets import DynUNet
 from monai.networks.nets.mednext import create_mednext
 from torch import nn
-from torch.nn.functional import binary_cross_entropy_with_logits, interpolate
+from torch.nn.functional import (
+    avg_pool3d,
+    binary_cross_entropy_with_logits,
+    conv3d,
+    conv_transpose3d,
+    instance_norm,
+    interpolate,
+    leaky_relu,
+)
 
 from pants_dist.networks import NETWORKS, build_network, supervision_weights
 from pants_dist.optimizers import make_optimizer
@@ -109,18 +118,14 @@ def test_weights_of_the_heads() -> None:
     assert supervision_weights(1) == (1.0,)
 
 
-@pytest.mark.parametrize("residual", [False, True])
-def test_dynunet_is_monais_before_it_enlarges(residual: bool) -> None:
+def test_dynunet_is_monais_before_it_enlarges() -> None:
     """With the weights of MONAI's DynUNet: the same prediction, and its heads are ours enlarged."""
     channels, strides = (4, 6, 8, 10, 12), (1, 2, 2, 2, 2)
     torch.manual_seed(0)
-    theirs = DynUNet(
-        3, 1, OUT, (3,) * 5, strides, strides[1:], channels, res_block=residual, deep_supervision=True, deep_supr_num=2
-    )  # fmt: skip
-    ours = build_network(Model(name="dynunet", channels=channels, blocks=(int(residual),)), OUT, (64, 64, 64), None)
-    stages = [stage[0] if residual else stage for stage in ours.encoder]
+    theirs = DynUNet(3, 1, OUT, (3,) * 5, strides, strides[1:], channels, deep_supervision=True, deep_supr_num=2)
+    ours = build_network(Model(name="dynunet", channels=channels, blocks=(0,)), OUT, (64, 64, 64), None)
     pairs = [
-        *zip(stages, [theirs.input_block, *theirs.downsamples, theirs.bottleneck], strict=True),
+        *zip(ours.encoder, [theirs.input_block, *theirs.downsamples, theirs.bottleneck], strict=True),
         *zip(ours.decoder, theirs.upsamples, strict=True),
         *zip(ours.heads, [theirs.output_block, *theirs.deep_supervision_heads], strict=True),
     ]
@@ -131,6 +136,47 @@ def test_dynunet_is_monais_before_it_enlarges(residual: bool) -> None:
     for head, enlarged in zip(heads, stacked, strict=True):
         torch.testing.assert_close(interpolate(head, image.shape[2:]), enlarged)
     torch.testing.assert_close(ours.eval()(image), theirs.eval()(image))
+
+
+def test_residual_dynunet_is_nnunets_formula() -> None:
+    """Its weights in functional torch: stem, blocks with averaging shortcuts, one convolution a level of the decoder.
+
+    Weights are taken in the order in which nnU-Net's ResidualEncoderUNet makes and uses them; all of them are used up.
+    """
+    model, patch, spacing = Model(name="dynunet", channels=(4, 6, 6), blocks=(1, 2)), (16, 32, 32), (3.0, 1.0, 1.0)
+    torch.manual_seed(0)
+    network = build_network(model, OUT, patch, spacing)
+    with torch.no_grad():
+        for weight in network.parameters():  # no norm is trivial, no block its shortcut
+            weight.copy_(torch.randn_like(weight) * 0.3)
+    left = list(network.named_parameters())
+    assert [name.split(".")[0] for name, _ in left[:3]] == ["stem"] * 3
+    expected = nnunet_residual(iter([weight for _, weight in left]), torch.ones(1, 1, *patch).cumsum(4).sin())
+    torch.testing.assert_close(network.eval()(torch.ones(1, 1, *patch).cumsum(4).sin()), expected)
+
+
+def nnunet_residual(weights: Iterator[torch.Tensor], image: torch.Tensor) -> torch.Tensor:
+    """Three levels of 4, 6, 6 channels, of 1, 2, 2 blocks; kernels are flat at the first, strides 1 2 2 and 2 2 2."""
+
+    def convolved(features: torch.Tensor, stride: tuple[int, ...] = (1, 1, 1)) -> torch.Tensor:
+        kernel, scale, shift = next(weights), next(weights), next(weights)
+        padding = [length // 2 for length in kernel.shape[2:]]
+        return instance_norm(conv3d(features, kernel, None, stride, padding), weight=scale, bias=shift)
+
+    def block(features: torch.Tensor, stride: tuple[int, ...] = (1, 1, 1), widens: bool = False) -> torch.Tensor:
+        beside = convolved(leaky_relu(convolved(features, stride)))
+        merged = avg_pool3d(features, stride)
+        return leaky_relu(beside + (convolved(merged) if widens else merged))
+
+    fine = block(leaky_relu(convolved(image)))
+    middle = block(block(fine, (1, 2, 2), widens=True))
+    coarse = block(block(middle, (2, 2, 2)))
+    for skip, stride in ((middle, (2, 2, 2)), (fine, (1, 2, 2))):
+        coarse = torch.cat([conv_transpose3d(coarse, next(weights), None, stride), skip], 1)
+        coarse = leaky_relu(convolved(coarse))
+    logits = conv3d(coarse, next(weights), next(weights))
+    assert next(weights, None) is None
+    return logits
 
 
 def test_dynunet_has_the_kernels_of_each_level() -> None:
@@ -148,7 +194,7 @@ def test_residual_encoder_has_the_blocks_asked_for() -> None:
     model = Model(name="dynunet", channels=(4,) * 5, blocks=(1, 3, 4, 6))
     network = build_network(model, OUT, (64, 64, 64), None)
     assert [len(stage) for stage in network.encoder] == [1, 3, 4, 6, 6]
-    assert all(not block.norm2.weight.any() for stage in network.encoder for block in stage)
+    assert all(not block.second.adn.N.weight.any() for stage in network.encoder for block in stage)
 
 
 @pytest.mark.parametrize(
