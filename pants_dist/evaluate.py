@@ -26,7 +26,7 @@ from pants_dist.predict import open_run, settings_of_run
 from pants_dist.predictions import open_predictions
 from pants_dist.protocol import Analysis, read_analysis
 from pants_dist.rows import WHOLE, Row, Rows, known_rows
-from pants_dist.splits import COLUMNS, SPLITS, Splits, patients_of, read_split, splits_of
+from pants_dist.splits import COLUMNS, SPLITS, Splits, in_turn, patients_of, read_split, splits_of
 from pants_dist.store import Store, open_store
 from pants_dist.structures import LESION, PANCREAS
 from pants_dist.systems import OthersMasks, OwnModel, System
@@ -136,14 +136,9 @@ def seen_cases(store: Store, splits: Splits) -> pd.Series:
 
 
 def validation_cases(store: Store, settings: Settings, splits: Splits) -> list[str]:
-    """The fixed sample that is scored during training: `validation.cases` of seen and of held-out, center by center in turn."""
-    centers, chosen = store.frame("center"), list[str]()
-    for split in DEFAULT_SPLITS:
-        rows = centers[splits.by_case == split]
-        turn = rows.groupby("center").cumcount()
-        ordered = rows.assign(turn=turn).sort_values(["turn", "center"], kind="stable").index.tolist()
-        chosen += ordered[: settings.validation.cases]
-    return chosen
+    """The fixed sample that is scored during training: `validation.cases` of seen and of held-out (splits.in_turn)."""
+    frame = store.frame("center", "voxels", "annotated")
+    return [case for split in DEFAULT_SPLITS for case in in_turn(frame, splits.by_case, split)[: settings.validation.cases]]
 
 
 def ood_metrics(rows: list[dict[str, Any]], structures: tuple[str, ...]) -> dict[str, float]:

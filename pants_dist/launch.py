@@ -24,7 +24,7 @@ from pants_dist.nodes import Node, RaySize, allocated_cores, excused, gathered, 
 from pants_dist.plan import Plan
 from pants_dist.rollcall import Report
 from pants_dist.settings import MAY_CHANGE, Train
-from pants_dist.splits import splits_of
+from pants_dist.splits import Splits, splits_of
 from pants_dist.store import Store, open_store
 from pants_dist.tracking import mark, read_summary, write_atomically
 from pants_dist.train import FAILURE, plan_of
@@ -82,21 +82,33 @@ def prepared(settings: Settings, nodes: int = 1) -> Prepared:
     settings = replace(settings, data=_found_from_anywhere(settings.data, store))
     splits = splits_of(store, settings.data)
     plan = plan_of(store, settings, splits)
-    if settings.validation.every and not validation_cases(store, settings, splits):
-        raise UserError(
-            f"validation.every is {settings.validation.every}, but no case is kept for validation; set it to null, raise "
-            "data.val_fraction, or hold a center out (data.held_out_centers)"
-        )
+    if settings.validation.every:
+        check_validation(store, settings, splits)
     return Prepared(settings, store, plan, f"store digest {store.digest}; split: {splits.in_words()}")
 
 
+def check_validation(store: Store, settings: Settings, splits: Splits) -> None:
+    """Raises UserError where validation would have no case, or none by which the best checkpoint is chosen."""
+    every, best = settings.validation.every, settings.validation.best
+    cases = validation_cases(store, settings, splits)
+    if not cases:
+        raise UserError(
+            f"validation.every is {every}, but no case is kept for validation; set it to null, raise "
+            "data.val_fraction, or hold a center out (data.held_out_centers)"
+        )
+    seen, _, structure = [case for case in cases if splits.by_case[case] == "val_seen"], *best.partition("/")[1:]
+    if structure and seen and not store.holding(structure).loc[seen, structure].any():
+        raise UserError(
+            f"validation.best is {best}, but none of the {len(seen)} cases of seen centers that are scored has one; raise "
+            "validation.cases or data.val_fraction, or use dsc"
+        )
+
+
 def check_shares(train: Train, nodes: int) -> None:
-    """The ranks of so many nodes can share a batch, and so can those of as few as may be left."""
+    """Raises UserError where the ranks of so many nodes cannot share a batch, or those of as few as may be left."""
     fewest = nodes if train.min_nodes is None else train.min_nodes
     if not 1 <= fewest <= nodes:
         raise UserError(f"train.min_nodes is {fewest}, but the run begins with {nodes}; use 1 to {nodes}")
-    if fewest < nodes and train.batch_dice:
-        raise UserError("train.min_nodes: with train.batch_dice the number of ranks cannot change; set it to null")
     for left in range(nodes, fewest - 1, -1):
         if train.batch % (left * train.ranks):
             together = math.lcm(*(count * train.ranks for count in range(fewest, nodes + 1)))
@@ -104,6 +116,12 @@ def check_shares(train: Train, nodes: int) -> None:
             raise UserError(
                 f"train.batch is {train.batch}, which {left * train.ranks} ranks on {left} nodes cannot share; use {fits}"
             )
+    share = train.batch // (fewest * train.ranks)
+    if train.batch_dice and train.micro_batch < share:
+        raise UserError(
+            f"train.micro_batch is {train.micro_batch}, but train.batch_dice takes the Dice of all {train.batch} patches of a "
+            f"step at once: use {share}, or more ranks"
+        )
 
 
 @contextlib.contextmanager
@@ -175,12 +193,10 @@ def prepare_run(settings: Settings, name: str, about: str) -> Path:
     path = run / "config.yaml"
     if path.is_file():
         before = config.load(path, [])
-        together = {"train.ranks", "train.micro_batch"} if settings.train.batch_dice else set()  # they share a Dice
-        may_change = set(MAY_CHANGE) - together
         changed = [
             (key, old, new)
             for key, old, new in config.difference(before, settings)
-            if key not in may_change and (key != "train.steps" or new < old)
+            if key not in MAY_CHANGE and (key != "train.steps" or new < old)
         ]
         if changed:
             key, old, new = changed[0]

@@ -1,8 +1,8 @@
 """Dice + cross entropy, 1:1, that leaves out what is not known: voxels outside the scan, structures nobody annotated.
 
 Every sample has its own loss and a batch's is their mean, so neither ranks nor micro-batches change it: a caller weighs each
-micro-batch by its share of the samples. Only with `batch_dice` is Dice one for the whole batch: that of the micro-batches
-that all ranks work on at the same time.
+micro-batch by its share of the samples. With `batch_dice` Dice is one for the whole batch, over all ranks; each must then take
+its share of a step as one micro-batch (launch.check_shares).
 
 A structure that a case's dataset did not annotate:
 - under sigmoid has no part in that sample's loss, and its logits no gradient;

@@ -49,7 +49,7 @@ def check(settings: Settings) -> None:
         whole = min(psutil.virtual_memory().total, cluster.memory_limit() or math.inf)
         there, what = int(whole / settings.train.ranks), "a rank's share of this machine's memory"
     kind = arithmetic_of(settings.train.precision, "cuda" if torch.cuda.is_available() else "cpu")
-    bits, patch, micro = 8 * kind.itemsize, settings.data.patch_zyx, settings.train.micro_batch
+    bits, patch, micro = 8 * kind.itemsize, settings.data.patch_zyx, _at_once(settings)
     need = step_bytes(settings, patch, micro, bits)
     if need <= there:
         return
@@ -61,10 +61,15 @@ def check(settings: Settings) -> None:
     raise UserError(f"memory: {said}; use a smaller network (model.channels)")
 
 
+def _at_once(settings: Settings) -> int:
+    """Patches that a rank sends through the network at once: no more than its share of a step."""
+    return min(settings.train.micro_batch, settings.train.batch // settings.train.ranks)
+
+
 def _smaller(settings: Settings) -> Iterator[tuple[int, Zyx]]:
     """Smaller micro-batches, then smaller patches one by one, each along its longest axis by the network's stride."""
     model, spacing, (z, y, x) = settings.model, settings.data.spacing_mm_zyx, settings.data.patch_zyx
-    yield from ((micro, (z, y, x)) for micro in range(settings.train.micro_batch - 1, 0, -1))
+    yield from ((micro, (z, y, x)) for micro in range(_at_once(settings) - 1, 0, -1))
     size, stride = [z, y, x], strides_of(model, (z, y, x), spacing)
     while True:
         axis = max(range(3), key=lambda axis: size[axis] - stride[axis])

@@ -16,7 +16,7 @@ from pants_dist.config import Settings
 from pants_dist.errors import UserError
 from pants_dist.heartbeat import doing
 from pants_dist.losses import SegmentationLoss, deep_supervised
-from pants_dist.networks import arithmetic_of, build_network
+from pants_dist.networks import arithmetic_of, build_network, layout_of
 from pants_dist.optimizers import Average, learning_rate, make_optimizer
 from pants_dist.ranks import gathered
 from pants_dist.targets import finished, known, swapped_left_right, table
@@ -176,9 +176,12 @@ class Segmenter(L.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return make_optimizer(self.settings.optim, self.network.parameters())
 
+    def configure_model(self) -> None:
+        """Before DDP makes its buckets, which are to lie in memory as the weights do."""
+        layout = layout_of(self.trainer.strategy.root_device.type)
+        self.network.to(memory_format=layout)  # type: ignore[call-overload]  # torch's types lack it
+
     def on_fit_start(self) -> None:
-        if self.device.type == "cuda":
-            self.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # torch's types lack it
         if self.settings.train.compile:
             self.network.compile()
         if self.settings.optim.ema is not None:
@@ -197,3 +200,4 @@ class Segmenter(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._average_state, self.skipped_steps = checkpoint.get(AVERAGE), checkpoint["skipped_steps"]
+        self.intensity = Intensity(**checkpoint["intensity"])

@@ -34,6 +34,11 @@ def arithmetic_of(precision: str, device_type: str) -> torch.dtype:
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
+def layout_of(device_type: str) -> torch.memory_format:
+    """How weights and features lie in memory: channels last on a GPU, whose convolutions are fastest so."""
+    return torch.channels_last_3d if device_type == "cuda" else torch.contiguous_format
+
+
 def supervision_weights(heads: int) -> tuple[float, ...]:
     """Weight of the loss at each resolution, finest first: 1/2^i, their sum 1 (nnU-Net, Isensee et al. 2021).
 

@@ -173,7 +173,7 @@ class Train:
     checkpoint_minutes: float = 10.0
     """minutes between checkpoints: what a killed run loses at most"""
     batch_dice: bool = False
-    """Dice of all patches that the ranks work on at once, taken as one, instead of each patch's own"""
+    """Dice of all patches of a step, over all ranks, taken as one, instead of each patch's own"""
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """of the network's arithmetic; auto: bf16 where the GPU has it. Weights and loss are always float32"""
     compile: bool = False

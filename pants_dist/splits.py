@@ -137,6 +137,19 @@ def spread(strata: Mapping[str, Hashable], salt: str) -> list[str]:
     return sorted(places, key=lambda name: (places[name], _hash(salt + name)))
 
 
+def in_turn(frame: pd.DataFrame, split: pd.Series, name: str) -> list[str]:
+    """The cases of a split, center by center in turn, and of each center with and without a lesion in turn.
+
+    Every second center begins with a lesion, so that the first cases of all are of both kinds.
+    """
+    rows = frame[split == name]
+    center, lesion = rows["center"], lesions(rows) == "lesion"
+    begins = lesion == (center.rank(method="dense") % 2 == 1)
+    place = 2 * rows.groupby(["center", lesion.rename("lesion")]).cumcount() + ~begins
+    turn = place.groupby(center).rank(method="first")
+    return rows.assign(turn=turn).sort_values(["turn", "center"], kind="stable").index.tolist()
+
+
 def digest_of(content: Mapping[str, Any]) -> str:
     """sha256 of a frozen split without its digest, as JSON with sorted keys and no blanks, UTF-8."""
     plain = {key: value for key, value in content.items() if key != "digest"}

@@ -53,7 +53,9 @@ def train(settings: Settings, run: Path) -> None:
 
     checkpoint, start = resume_point(run, plan, asdict(settings.model))
     if settings.train.init_from and not start:
-        load_weights(settings, module.network, read_weights(settings.train.init_from))
+        taken = load_weights(settings, module.network, read_weights(settings.train.init_from))
+        if rank == 0:
+            print(f"pants-dist: begins with {settings.train.init_from}: {taken}", flush=True)
     loader = loader_of(store, plan, settings, rank, ranks, start)
     tracker = Tracker(run, settings.train.steps, machine_of(ranks), writes=rank == 0)
 

@@ -50,10 +50,8 @@ def test_trains_two_steps(name: str, store: Path, tmp_path: Path) -> None:
     run = trained_here(settings, name)
     assert all(math.isfinite(row["train/loss"]) for row in read_metrics(run))
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
-    about = ABOUT.get(name)
-    if about:
-        opened = open_store(store)
-        about(config.load(name, []), plan_of(opened, settings), opened)
+    opened = open_store(store)
+    ABOUT[name](config.load(name, []), plan_of(opened, settings), opened)
 
 
 def baseline(shipped: Settings, plan: Plan, store: Store) -> None:
@@ -67,6 +65,25 @@ def baseline(shipped: Settings, plan: Plan, store: Store) -> None:
     assert train.steps * train.batch == 1000 * 250 * 2 and train.micro_batch == 2 and train.ranks == 8
     for start in range(0, 40, 2):
         assert sum(plan.sample(index).structure is not None for index in (start, start + 1)) == 1
+
+
+    counts = Counter(sample.structure for sample in map(plan.sample, range(8000)) if len(plan.present[sample.case]) == 2)
+    assert counts["liver"] / counts["pancreas"] == pytest.approx(1, abs=0.2)
+    three = Counter(sample.structure for sample in map(plan.sample, range(8000)) if len(plan.present[sample.case]) == 3)
+    assert all(three[name] / (three.total() - three[None]) == pytest.approx(1 / 3, abs=0.03) for name in three if name)
+
+
+def debug(shipped: Settings, plan: Plan, store: Store) -> None:
+    """Overlapping regions and a plain network; gradients cross between two ranks, whose patches are drawn as cases come."""
+    assert shipped.model.outputs.channels == ("liver", "pancreas", "pancreatic_lesion")
+    assert shipped.model.outputs.activation == "sigmoid" and shipped.model.blocks == (0,)
+    assert (shipped.train.ranks, shipped.train.batch) == (2, 4) and plan.case_weights == ()
+
+
+def memorise(shipped: Settings, plan: Plan, store: Store) -> None:
+    """Trains on every case that there is, the one that is scored among them; the same targets as debug's."""
+    assert shipped.model.outputs == config.load("debug", []).model.outputs
+    assert plan.cases == tuple(store.cases)
 
 
 def ood(shipped: Settings, plan: Plan, store: Store) -> None:
@@ -111,6 +128,6 @@ def multinode(shipped: Settings, plan: Plan, store: Store) -> None:
 
 
 ABOUT: dict[str, Callable[[Settings, Plan, Store], None]] = {
-    "baseline": baseline, "ood": ood, "two_class": two_class, "multi_dataset": multi_dataset, "multinode": multinode,
+    "baseline": baseline, "debug": debug, "memorise": memorise, "ood": ood, "two_class": two_class, "multi_dataset": multi_dataset, "multinode": multinode,
     "scale_281": scale(281), "scale_2238": scale(2238), "scale_all": scale(None),
 }  # fmt: skip

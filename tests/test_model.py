@@ -1,6 +1,6 @@
 """The way from a window to network input and targets, and back from logits to the scan."""
 
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from pants_dist.loader import Reader
 from pants_dist.model import Intensity, Segmenter
 from pants_dist.plan import Plan
 from pants_dist.store import Store, open_store
-from pants_dist.train import geometry_of
+from pants_dist.train import geometry_of, intensity_of
 
 SMALL = ["--data.patch_zyx=[16, 16, 32]", "--model.channels=[4, 8]", "--optim.ema=0.9", "--data.store=s"]
 INTENSITY = Intensity(-100.0, 300.0, 60.0, 80.0)
@@ -113,6 +113,20 @@ def test_intensity_changes_are_those_of_the_sample(store: Store) -> None:
         assert torch.equal(changed.truth, before.truth)
         differ += not torch.equal(changed.images, before.images)
     assert differ > 3
+
+
+def test_intensities_are_percentiles_of_the_cases_given_and_kept(store: Store) -> None:
+    """0.5 and 99.5 percentiles, then mean and deviation of what is clipped; a resumed model sees as the saved one did."""
+    some, every = (np.concatenate([store.value(case, "foreground_hu") for case in cases]) for cases in (store.cases[:2], store.cases))
+    low, high = np.quantile(some, [0.005, 0.995])
+    clipped = np.minimum(np.maximum(some, low), high)
+    found = intensity_of(store, tuple(store.cases[:2]))
+    assert astuple(found) == pytest.approx((low, high, clipped.mean(), clipped.std()), rel=1e-5)
+    assert abs(np.quantile(every, 0.005) - low) > 1e-3
+    before, after, kept = Segmenter(settings(), found, store), Segmenter(settings(), INTENSITY, store), dict[str, object]()
+    before.on_save_checkpoint(kept)
+    after.on_load_checkpoint(kept)
+    assert after.intensity == found
 
 
 def test_geometry_follows_the_settings() -> None:

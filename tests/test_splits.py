@@ -13,7 +13,7 @@ from pants_dist.cases import center_of, may_contain, read_metadata
 from pants_dist.duplicates import patients
 from pants_dist.errors import UserError
 from pants_dist.settings import Data
-from pants_dist.splits import NAMES_HELD_OUT, NO_CENTER, POOL, SUSPECTED, Splits, hospitals, lesions, split_of, spread
+from pants_dist.splits import NAMES_HELD_OUT, NO_CENTER, POOL, SUSPECTED, Splits, hospitals, in_turn, lesions, split_of, spread
 
 POOL_OF_TWO = ("2 Sites", "Hospital B, Hospital Z")
 
@@ -258,6 +258,17 @@ def test_lesions_not_annotated_are_unknown() -> None:
     row = {"site": "1 Site", "site detail": "A", "sex": "F", "shape": "", "spacing": "", "age": ""}
     table = frame_of([row_of(f"c{n}", n, row, lesion) for n, lesion in enumerate((True, False, None))])
     assert lesions(table).tolist() == ["lesion", "none", "unknown"]
+
+
+def test_a_sample_has_every_center_with_and_without_lesions() -> None:
+    """Of three hospitals, the first cases are one of each, of both kinds; then the other kind, as far as there is one."""
+    table = frame_of(cases_of("1 Site", "A", 4, 1, 1), cases_of("1 Site", "B", 4, 11, 2), cases_of("1 Site", "C", 3, 21, 0))
+    everyone = pd.Series("val_seen", table.index)
+    order = in_turn(table, everyone, "val_seen")
+    assert sorted(order) == sorted(table.index) and in_turn(table, everyone, "held_out") == []
+    assert [table.loc[case, "center"] for case in order] == list("ABCABCABCAB")
+    lesion = (lesions(table) == "lesion")[order].tolist()
+    assert lesion == [True, False, False, False, True, False, False, False, False, False, True]
 
 
 def real_frame(shared_data: Path) -> pd.DataFrame:

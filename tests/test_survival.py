@@ -146,7 +146,9 @@ def test_a_run_goes_on_with_fewer_nodes(store: Path, tmp_path: Path) -> None:
     (1, {"batch": 3, "ranks": 2}, "which 2 ranks on 1 nodes cannot share; use 4"),
     (2, {"min_nodes": 3}, "train.min_nodes is 3, but the run begins with 2; use 1 to 2"),
     (2, {"min_nodes": 0}, "train.min_nodes is 0"),
-    (2, {"min_nodes": 1, "batch_dice": True}, "with train.batch_dice the number of ranks cannot change"),
+    (2, {"batch": 8, "micro_batch": 2, "batch_dice": True}, "micro_batch is 2, .*Dice of all 8 patches of a step .*use 4, or"),
+    (2, {"batch": 8, "micro_batch": 4, "batch_dice": True}, ""),
+    (2, {"batch": 8, "micro_batch": 4, "batch_dice": True, "min_nodes": 1}, "use 8, or more ranks"),
 ])  # fmt: skip
 def test_nodes_that_cannot_share_a_batch_are_refused(nodes: int, changes: dict, says: str) -> None:
     """With as few nodes as train.min_nodes allows, too; the batch that is named is one that all of them can share."""

@@ -2,6 +2,7 @@ import json
 import os
 import signal
 import time
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from pants_dist.checkpoints import last_checkpoint, resume_step
 from pants_dist.errors import DamagedError, UserError
 from pants_dist.store import open_store, write_case, write_manifest
 from pants_dist.tracking import read_metrics, read_summary
+from pants_dist.train import intensity_of
 
 pytestmark = pytest.mark.timeout(300)
 SMALL = [
@@ -100,6 +102,9 @@ def test_a_run_leaves_what_the_design_promises(uninterrupted: Path) -> None:
     assert {"val/dsc", "val_ood/dsc/liver", "val/center/Center C/dsc"} <= set(rows[11])
     assert read_summary(uninterrupted)["state"] == "finished" and read_summary(uninterrupted)["step"] == STEPS
     assert config.load(uninterrupted / "config.yaml", []).train.steps == STEPS
+    ours = config.load(uninterrupted / "config.yaml", [])
+    opened = open_store(ours.data.store)
+    assert saved(uninterrupted)["intensity"] == asdict(intensity_of(opened, plan_of(opened, ours).cases))
     for name in (
         "checkpoints/best.ckpt",
         "validation/step=000012/cases.parquet",
@@ -178,6 +183,33 @@ def assert_alike(some: Path, one: Path) -> None:
     assert max(float((ours[name] - theirs[name]).abs().max()) for name in theirs) < 1e-5
     losses = [[row["train/loss"] for row in metrics(run)] for run in (some, one)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_channels_last_trains_the_same(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the layout that GPUs get, DDP's buckets lie as the weights do, and the weights are those of the other layout."""
+    plain = trained_here(settings(store, tmp_path, 2, *SGD, *ALONE), "plain")
+    monkeypatch.setattr("pants_dist.model.layout_of", lambda device_type: torch.channels_last_3d)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Grad strides do not match bucket view strides")
+        last = trained_here(settings(store, tmp_path, 2, *SGD, *ALONE), "last")
+    kernels = [tensor for tensor in saved(last)["state_dict"].values() if tensor.ndim == 5 and min(tensor.shape[:3]) > 1]
+    assert kernels and all(kernel.is_contiguous(memory_format=torch.channels_last_3d) for kernel in kernels)
+    assert_alike(last, plain)
+
+
+def test_a_run_begins_with_another_s_weights(store: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """train.init_from: heads go by the names of their structures, and what is taken over is said; no step changes them here."""
+    few = "--model.blocks", "[0]", "--model.structures"
+    first = trained_here(settings(store, tmp_path, 1, *ALONE, *few, "[liver, pancreas]"), "first")
+    still = "--optim.lr", "1e-12", "--train.init_from", str(first)
+    second = trained_here(settings(store, tmp_path, 1, *ALONE, *still, *few, "[pancreas, pancreatic_lesion, liver]"), "second")
+    assert "structures pancreas, liver; begun anew: pancreatic_lesion" in capfd.readouterr().out
+    theirs, ours = saved(first)["average"]["weights"], saved(second)["state_dict"]
+    heads = [name for name, tensor in theirs.items() if len(tensor) == 2]
+    assert len(heads) == 2
+    for name, tensor in theirs.items():
+        mine = ours[f"network.{name}"]
+        torch.testing.assert_close(mine[[2, 0]] if name in heads else mine, tensor, atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize("ranks", [3, pytest.param(2, marks=pytest.mark.long), pytest.param(4, marks=pytest.mark.long)])
@@ -307,6 +339,13 @@ def test_validation_without_cases_is_refused(store: Path, tmp_path: Path) -> Non
     """Validating during training needs a case that was kept for it: said before anything starts."""
     with pytest.raises(UserError, match="no case is kept for validation"):
         launch.launch(settings(store, tmp_path, 1, "--validation.every", "1", "--data.val_fraction", "0"), "x")
+
+
+def test_a_best_that_nothing_decides_is_refused(store: Path, tmp_path: Path) -> None:
+    """A structure that no scored case of a seen center has would leave the run without a best checkpoint."""
+    wanted = "--validation.every", "1", "--validation.best", "dsc/spleen", "--model.structures", "[liver, spleen]"
+    with pytest.raises(UserError, match=r"best is dsc/spleen, but none of the 3 cases of seen centers .*, or use dsc"):
+        launch.launch(settings(store, tmp_path, 1, *wanted), "x")
 
 
 def test_metrics_are_read_without_gap_or_double(tmp_path: Path) -> None:
