@@ -82,7 +82,7 @@ def _window(
     extent = np.ceil(2 * half + 1 - 1e-6).astype(int)
     corner = np.array(corner_of(sample, shape, tuple(extent.tolist()), voxel))
     middle = corner + (extent - 1) / 2
-    block = np.maximum(np.floor(zoom * target_mm / own_mm + 1e-3).astype(int), 1)
+    block = blocks_of(zoom * target_mm / own_mm)
     margin = np.where(np.abs(steps).sum(1) > 1 + 1e-6, MARGIN * block, 0)
     low = np.maximum(np.floor(middle - half - margin + 1e-6).astype(int), 0)
     high = np.minimum(np.ceil(middle + half + margin - 1e-6).astype(int) + 1, shape)
@@ -93,6 +93,11 @@ def _window(
         _triple(low), _triple(count), _triple(block),
         _affine(steps, start, block, (block - 1) / 2), _affine(steps, start, block, block // 2),
     )  # fmt: skip
+
+
+def blocks_of(steps: np.ndarray) -> np.ndarray:
+    """How many of a scan's voxels along each axis become one, where the patch's are `steps` times as long."""
+    return np.maximum(np.floor(steps + 1e-3).astype(int), 1)
 
 
 def drawn(seed: int, geometry: Geometry, share: float = 1.0) -> tuple[np.ndarray, float]:

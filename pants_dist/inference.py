@@ -3,7 +3,8 @@
 A row of windows covers patch_zyx[0] planes. When the next row begins, the planes before it are final: they are divided by
 their weights, brought back to the scan's grid, decided, and forgotten. On the device are a few windows, then a few planes.
 Windows, overlap and Gaussian weights are those of nnU-Net (Isensee et al. 2021) and of MONAI's sliding_window_inference,
-which gives the same to rounding; the way to the training spacing and back is that of training (augment.resampled).
+which gives the same to rounding; the way to the training spacing is that of training: means of blocks of voxels
+(geometry.blocks_of), then augment.resampled.
 """
 
 import itertools
@@ -20,7 +21,9 @@ from torch.nn.functional import pad
 
 from pants_dist.augment import resampled
 from pants_dist.casefile import AIR_HU
+from pants_dist.decode import block_means
 from pants_dist.errors import UserError
+from pants_dist.geometry import blocks_of
 from pants_dist.heartbeat import doing
 from pants_dist.model import Segmenter
 from pants_dist.structures import LESION
@@ -80,15 +83,28 @@ def logits_of(
     trained = settings.data.spacing_mm_zyx or spacing_mm_zyx
     step = _spacing(to / own for to, own in zip(trained, spacing_mm_zyx, strict=True))
     size = _zyx(math.ceil(round(length / ratio, 3)) for length, ratio in zip(shape, step, strict=True))  # headers are float32
-    there, back = Rescaling(step, shape, size), Rescaling(_spacing(1 / ratio for ratio in step), size, shape)
+    merged, left = block_merged(image_zyx, step)
+    there, back = Rescaling(left, _zyx(merged.shape), size), Rescaling(_spacing(1 / ratio for ratio in step), size, shape)
     windows = Windows(size, settings.data.patch_zyx, settings.validation.overlap)
-    image = torch.from_numpy(image_zyx)[None]
+    image = torch.from_numpy(merged)[None]
 
     def planes(start: int, stop: int) -> Tensor:
         low, high = there.needs(start, stop)
         return there.planes(image[:, low:high].float(), low, start, stop, AIR_HU)
 
     yield from back.stream(windows.blended(planes, lambda hu: mean_logits(models, hu, axes)), models[0].device)
+
+
+def block_merged(image_zyx: np.ndarray, step: Spacing) -> tuple[np.ndarray, Spacing]:
+    """A scan with blocks of voxels merged as a patch's voxels, `step` times as long, are read; and the step that is left."""
+    block = blocks_of(np.array(step))
+    size = -(-np.array(image_zyx.shape) // block)
+    if tuple(size) == image_zyx.shape:
+        return image_zyx, step
+    whole = np.pad(image_zyx, [(0, after) for after in size * block - image_zyx.shape], mode="edge")
+    merged = np.empty(tuple(size), image_zyx.dtype)
+    block_means(whole, merged)
+    return merged, _spacing(np.array(step) / block)
 
 
 def check_alike(models: Sequence[Segmenter]) -> None:

@@ -128,6 +128,7 @@ def multinode(shipped: Settings, plan: Plan, store: Store) -> None:
 
 
 ABOUT: dict[str, Callable[[Settings, Plan, Store], None]] = {
-    "baseline": baseline, "debug": debug, "memorise": memorise, "ood": ood, "two_class": two_class, "multi_dataset": multi_dataset, "multinode": multinode,
+    "baseline": baseline, "debug": debug, "memorise": memorise, "ood": ood, "two_class": two_class,
+    "multi_dataset": multi_dataset, "multinode": multinode,
     "scale_281": scale(281), "scale_2238": scale(2238), "scale_all": scale(None),
 }  # fmt: skip

@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,11 +14,15 @@ from torch import Tensor
 
 from pants_dist import config, inference
 from pants_dist.augment import resampled
-from pants_dist.casefile import AIR_HU
+from pants_dist.casefile import AIR_HU, RECORD
 from pants_dist.errors import UserError
 from pants_dist.inference import Windows, logits_of, mirror_axes, segmented
+from pants_dist.loader import Reader
 from pants_dist.model import Intensity, Segmenter
+from pants_dist.plan import Sample
+from pants_dist.store import open_store, write_case, write_manifest
 from pants_dist.structures import LESION
+from pants_dist.train import geometry_of
 
 PATCH = (16, 24, 32)
 SPACING = (2.0, 0.9, 0.7)
@@ -44,13 +49,22 @@ def scaled(step: Sequence[float]) -> Tensor:
     return torch.tensor([[*(np.eye(3)[n] * each), (each - 1) / 2] for n, each in enumerate(step)], dtype=torch.float64)
 
 
+def block_reduce(image: np.ndarray, block: Sequence[int]) -> np.ndarray:
+    """Means of blocks of voxels."""
+    (z, y, x), (bz, by, bx) = (n // b for n, b in zip(image.shape, block, strict=True)), block
+    return image.reshape(z, bz, y, by, x, bx).mean((1, 3, 5), dtype=np.float64)
+
+
 @torch.no_grad()
 def whole(model: Segmenter, image: np.ndarray, spacing: Sequence[float] = SPACING) -> Tensor:
     """The same by MONAI over the whole scan, and one resampling there and back."""
     trained = model.settings.data.spacing_mm_zyx or spacing
     step = [to / own for to, own in zip(trained, spacing, strict=True)]
     size = tuple(math.ceil(n / s) for n, s in zip(image.shape, step, strict=True))
-    hu = resampled(torch.from_numpy(image.astype(np.float32))[None], scaled(step), size, AIR_HU)
+    block = [max(int(s), 1) for s in step]
+    merged = np.rint(block_reduce(np.pad(image, [(0, -n % b) for n, b in zip(image.shape, block, strict=True)], "edge"), block))
+    left = scaled([s / b for s, b in zip(step, block, strict=True)])
+    hu = resampled(torch.from_numpy(merged.astype(np.float32))[None], left, size, AIR_HU)
     logits = sliding_window_inference(hu[None], PATCH, 1, model, 0.5, mode="gaussian", cval=AIR_HU)[0]
     return resampled(logits, scaled([1 / s for s in step]), image.shape, 0.0)
 
@@ -65,6 +79,30 @@ def test_slabs_are_the_whole(target: str, spacing: str, monkeypatch: pytest.Monk
     assert {slab.shape[1] for slab in slabs[:-1]} == {3}
     assert all(slab.dtype == torch.float32 and not slab.requires_grad for slab in slabs)
     torch.testing.assert_close(torch.cat(slabs, 1), whole(model, image), atol=2e-4, rtol=1e-4)
+
+
+def test_inference_sees_what_training_saw(tmp_path: Path) -> None:
+    """A scan of voxels 3.5, 3 and 1.5 times as fine as the patch's: the same HU, filter and all, where nothing is turned.
+
+    The scan is as long as the patch, which lies in its middle. At the far end training reads no part of a block.
+    """
+    patch, shape, store = (14, 14, 14), (49, 42, 21), tmp_path / "store"
+    (store / "cases").mkdir(parents=True)
+    record = {name: None for name in RECORD.names} | {"case": "c", "spacing_mm_zyx": [1.0, 1.0, 1.0], "annotated": []}
+    record |= {"palette": ["0x0", "0x1"], "structures": ["liver"]}
+    image, middle = scan(*shape), np.array([[1 + 47 // 2, 1 + 40 // 2, 10]])
+    row = write_case(store / "cases" / "c.ozx", record, image, np.zeros(shape, np.uint8), {"liver": middle})
+    write_manifest(store, [row])
+    small = ["--data.patch_zyx=[14, 14, 14]", "--data.spacing_mm_zyx=[3.5, 3, 1.5]", "--model.channels=[4, 8]"]
+    settings = config.load("debug", [f"--data.store={store}", *small])
+    model = Segmenter(settings, Intensity(-9999.0, 9999.0, 0.0, 1.0), open_store(store)).eval()
+    sample = Sample(0, "c", "liver", 0, (0.0, 0.0, 0.0), 0)
+    trained = model.patches(Reader(model.store, geometry_of(settings)).read([sample])).images[0, 0]
+    seen: list[Tensor] = []
+    model.forward = lambda hu: seen.append(hu) or hu.repeat(1, 3, 1, 1, 1)  # type: ignore[method-assign,func-returns-value]
+    assert sum(slab.shape[1] for slab in logits_of([model], image, (1.0, 1.0, 1.0))) == shape[0]
+    assert [tuple(hu.shape) for hu in seen] == [(1, 1, *patch)]
+    torch.testing.assert_close(seen[0][0, 0, :-2], trained[:-2], atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("shape", [(5, 41, 20), (16, 24, 32), (1, 7, 9), (17, 24, 33)])

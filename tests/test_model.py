@@ -117,7 +117,8 @@ def test_intensity_changes_are_those_of_the_sample(store: Store) -> None:
 
 def test_intensities_are_percentiles_of_the_cases_given_and_kept(store: Store) -> None:
     """0.5 and 99.5 percentiles, then mean and deviation of what is clipped; a resumed model sees as the saved one did."""
-    some, every = (np.concatenate([store.value(case, "foreground_hu") for case in cases]) for cases in (store.cases[:2], store.cases))
+    hu = [np.array(store.value(case, "foreground_hu")) for case in store.cases]
+    some, every = np.concatenate(hu[:2]), np.concatenate(hu)
     low, high = np.quantile(some, [0.005, 0.995])
     clipped = np.minimum(np.maximum(some, low), high)
     found = intensity_of(store, tuple(store.cases[:2]))
