@@ -24,7 +24,7 @@ SILENT = 3  # so many times without a new word: the process is stopped or gone
 PHASES = {name: place for place, name in enumerate((
     "starting", "reading", "forward", "backward", "update", "logging", "validation", "checkpoint",
 ))}  # fmt: skip
-PATIENT = {"starting", "validation", "checkpoint"}
+PATIENT = {"starting", "validation"}
 
 
 @dataclass(frozen=True)

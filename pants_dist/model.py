@@ -123,25 +123,30 @@ class Segmenter(L.LightningModule):
         if self.settings.train.on_nan == "skip":
             self.skipped_steps += 1
             return self.zero_grad(set_to_none=True)  # what has no gradient is not changed by the optimizer
-        with torch.no_grad():
-            pieces = [(part.sample.case, self.patches(micro).only(n)) for micro in batch for n, part in enumerate(micro.parts)]
-            mine = [case for case, patches in pieces if not math.isfinite(self.loss_of(patches))]
-        cases = [case for cases in gathered(mine) for case in cases]
+        mine = [case for micro in batch for case in self._not_finite(micro)]
+        cases = list(dict.fromkeys(case for cases in gathered(mine) for case in cases))
         where = f"the loss of case {', '.join(cases)}" if cases else "the gradient, though no case's own loss,"
         raise UserError(
             f"step {self.global_step + 1}: {where} is not a finite number; look at the case, lower optim.lr, or leave such "
             "steps out (train.on_nan skip)"
         )
 
+    @torch.no_grad()
+    def _not_finite(self, micro: "MicroBatch") -> list[str]:
+        """Cases of a micro-batch whose own loss is no number, that of other ranks left aside."""
+        patches, alone = self.patches(micro), SegmentationLoss(self.target).to(self.device)
+        losses = [self.loss_of(patches.only(number), alone) for number in range(len(micro.parts))]
+        return [part.sample.case for part, loss in zip(micro.parts, losses, strict=True) if not math.isfinite(loss)]
+
     def loss(self, micro: "MicroBatch") -> Tensor:
         """Mean over the micro-batch's samples of Dice + cross entropy, weighed over the network's resolutions."""
-        return self.loss_of(self.patches(micro))
+        return self.loss_of(self.patches(micro), self.criterion)
 
-    def loss_of(self, patches: Patches) -> Tensor:
+    def loss_of(self, patches: Patches, criterion: SegmentationLoss) -> Tensor:
         """The same of patches."""
         with self.arithmetic():
             heads = self.network(patches.images)
-        return deep_supervised(self.criterion, heads, patches.truth, patches.valid, patches.known)
+        return deep_supervised(criterion, heads, patches.truth, patches.valid, patches.known)
 
     def patches(self, micro: "MicroBatch") -> Patches:
         """A micro-batch's patches, cut out of their windows and augmented."""
