@@ -23,7 +23,7 @@ from pants_dist.detection import (
 )
 from pants_dist.gaps import center_estimates, descriptive_gap, paired_gap, random_effects, worst_center
 from pants_dist.protocol import Analysis
-from pants_dist.report import center_table, patients_of
+from pants_dist.report import center_table, centers_of, patients_of, witnesses_of
 from pants_dist.roc import clustered_auc
 from pants_dist.stats import NAN, as_floats, brier, calibration, t_interval
 
@@ -40,7 +40,7 @@ def group_table(rows: pd.DataFrame, structures: Sequence[str]) -> pd.DataFrame:
     table = []
     for group, part in rows.groupby("center", sort=True):
         for name in structures:
-            found = t_interval(part[f"dsc/{name}"], patients_of(part), bounds=(0, 1))
+            found = t_interval(part[f"dsc/{name}"], witnesses_of(part), bounds=(0, 1))
             median = float(np.nanmedian(as_floats(part[f"dsc/{name}"]))) if found.n else NAN
             table.append((group, name, found.n, found.value, median, found.low, found.high))
     return pd.DataFrame(table, columns=["group", "structure", "n", "mean", "median", "low", "high"])
@@ -191,7 +191,7 @@ def distance_table(rows: pd.DataFrame, structures: Sequence[str]) -> pd.DataFram
     """
     table = []
     for name in structures:
-        found = t_interval(rows[f"nsd/{name}"], patients_of(rows), bounds=(0, 1))
+        found = t_interval(rows[f"nsd/{name}"], witnesses_of(rows), bounds=(0, 1))
         far = as_floats(rows[f"hd95_mm/{name}"]) if f"hd95_mm/{name}" in rows else np.full(len(rows), NAN)
         known, scored = far[~np.isnan(far)], ~np.isnan(as_floats(rows[f"dsc/{name}"]))
         line: dict[str, Any] = {"structure": name, "n": found.n, **_interval("surface Dice", found)}

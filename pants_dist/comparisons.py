@@ -67,7 +67,7 @@ def pairwise_mann_whitney(values: Any, groups: Labels, adjust: str = "holm") -> 
 
 def compare_models(
     scores: Mapping[str, Any],
-    centers: Labels,
+    centers: Labels | None,
     clusters: Labels | None = None,
     adjust: str = "holm",
     draws: int = DRAWS,

@@ -11,7 +11,8 @@ import pandas as pd
 from pants_dist import __version__, figures
 from pants_dist.detection import named
 from pants_dist.disk import replacing
-from pants_dist.stats import FEWEST, Estimate, sensitivity_specificity, t_interval
+from pants_dist.scores import UNIT
+from pants_dist.stats import FEWEST, Estimate, Labels, sensitivity_specificity, t_interval
 from pants_dist.tables import shown
 
 if TYPE_CHECKING:
@@ -45,11 +46,27 @@ def patients_of(rows: pd.DataFrame) -> pd.Series | None:
     return rows["patient"] if "patient" in rows else None
 
 
+def centers_known(rows: pd.DataFrame) -> bool:
+    """Whether anyone says which center each case is from: groups by another column, such as sex, are no centers."""
+    return UNIT not in rows or bool(rows[UNIT].notna().any())
+
+
+def centers_of(rows: pd.DataFrame) -> list[str]:
+    """The center of each case whatever the groups in the column `center` are; "" for all where nobody names them."""
+    return (rows[UNIT].fillna("") if UNIT in rows else rows["center"]).tolist()
+
+
+def witnesses_of(rows: pd.DataFrame) -> Labels | None:
+    """What an interval over these rows counts as one: centers if there are FEWEST, for their cases are alike; else patients."""
+    centers = centers_of(rows)
+    return centers if len(set(centers)) >= FEWEST else patients_of(rows)
+
+
 def _center_row(center: str, seen: bool | None, part: pd.DataFrame, columns: list[str]) -> dict[str, Any]:
     row = {"center": center, "center_kind": part["center_kind"].iloc[0], "seen": seen, "n": len(part)}
     row |= detection(part)
     for column in columns:
-        found = t_interval(part[column], patients_of(part), bounds=(0, 1))
+        found = t_interval(part[column], witnesses_of(part), bounds=(0, 1))
         row |= {column: found.value, f"{column}/low": found.low, f"{column}/high": found.high}
     return row
 
@@ -65,7 +82,7 @@ def detection(rows: pd.DataFrame) -> dict[str, Any]:
     nothing = Estimate(NAN, NAN, NAN, 0)
     sensitivity, specificity = nothing, nothing
     if "lesion_present" in rows and "lesion_predicted" in rows:
-        sensitivity, specificity = sensitivity_specificity(rows["lesion_present"], rows["lesion_predicted"], patients_of(rows))
+        sensitivity, specificity = sensitivity_specificity(rows["lesion_present"], rows["lesion_predicted"], witnesses_of(rows))
     return {"positives": sensitivity.n, **named("sensitivity", sensitivity), **named("specificity", specificity)}
 
 

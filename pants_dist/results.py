@@ -16,9 +16,10 @@ from pants_dist.metrics import DEFAULT_TOLERANCE_MM
 from pants_dist.protocol import Analysis, keep_analysis, read_analysis
 from pants_dist.report import shown_structures, tolerances_of, write_report
 from pants_dist.scores import (
+    UNIT,
     by_case,
+    grouped,
     joined,
-    labels_of,
     prevalence_elsewhere,
     read_cells,
     read_metadata,
@@ -30,7 +31,6 @@ from pants_dist.structures import LESION
 from pants_dist.worst import pictures_of, worst_table
 
 ABSENT = {"seen": None, "center_kind": "", "split": ""}  # columns that a table may leave out
-CENTERS = ("center", "centre", "site", "hospital", "institution")  # groups that are a sample of centers
 
 
 @dataclass
@@ -68,7 +68,7 @@ def report_results(
     found = read_results(results, metadata, group, plan)
     _check_models(found, plan, declared=analysis is not None)
     by, rows, structures = group or "center", found.rows, structures_of(found.rows)
-    parts = sections_of(found.models, structures, plan, by, centers=by.lower() in CENTERS)
+    parts = sections_of(found.models, structures, plan, by, centers=UNIT not in rows)
     out.mkdir(parents=True, exist_ok=True)
     changed = keep_analysis(out, plan)
     found.facts["Analysis"] = plan.digest[:12] + (f", changed from {changed[:12]} of the report before" if changed else "")
@@ -124,7 +124,7 @@ def _grouped(rows: pd.DataFrame, group: str | None, result: Path, plan: Analysis
     if group is None and "center" not in rows:
         raise UserError(f"results {result}: no column center; give --metadata FILE --group COLUMN")
     rows = rows.assign(**{name: value for name, value in ABSENT.items() if name not in rows})
-    rows["center"] = labels_of(rows, group or "center", f"{result} and the metadata")
+    rows = grouped(rows, group or "center", f"{result} and the metadata")
     if (amount := f"predicted_voxels/{LESION}") in rows:
         rows["lesion_predicted"] = (rows[amount] > plan.lesion_voxels).astype(object).where(rows[amount].notna(), None)
     return rows

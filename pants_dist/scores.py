@@ -19,6 +19,8 @@ from pants_dist.structures import PANTS
 
 CASE_NAMES = ("case", "case id", "pants id", "caseid", "case name", "id", "name", "bdmap id", "patient id", "image", "file")
 BLANK = (*EMPTY_CELLS, "n/a", "N/A", "NaN", "-", "None")
+UNIT = "center/unit"  # the center of a case where the groups are something else; None where nobody names it
+CENTERS = ("center", "centre", "hospital", "clinic", "institution", "institute", "site")  # columns of centers
 OUR_COLUMNS = ("seen", "lesion_present", "lesion_predicted", "tumor_flag")  # 0 and 1, but no scores
 
 
@@ -177,6 +179,18 @@ def prevalence_elsewhere(metadata: pd.DataFrame, rows: pd.DataFrame) -> pd.Serie
     flags = others["tumor_flag"].astype(float)
     centers = rows["case"].map(metadata.set_index("case")["center"])
     return centers.map(flags.groupby(others["center"]).mean()).fillna(flags.mean())
+
+
+def grouped(rows: pd.DataFrame, column: str, where: str) -> pd.DataFrame:
+    """Rows with the groups of `column` as `center`; where that is no column of centers, UNIT has the center of each case.
+
+    Raises UserError where there is no such column.
+    """
+    groups = labels_of(rows, column, where)
+    if _plain(column) not in CENTERS or (_plain(column) == "site" and "site detail" in rows):  # PanTS's "1 Site" is no center
+        own = next((name for wanted in CENTERS for name in rows if _plain(name) == wanted), None)
+        rows = rows.assign(**{UNIT: labels_of(rows, own, where) if own else None})
+    return rows.assign(center=groups)
 
 
 def labels_of(rows: pd.DataFrame, column: str, where: str) -> list[str]:

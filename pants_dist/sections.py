@@ -13,7 +13,7 @@ from pants_dist.detection import amounts_of, detection_table, truth_of
 from pants_dist.figures import Picture
 from pants_dist.metrics import DEFAULT_TOLERANCE_MM
 from pants_dist.protocol import Analysis
-from pants_dist.report import center_table, patients_of, tolerances_of
+from pants_dist.report import center_table, centers_known, centers_of, patients_of, tolerances_of
 from pants_dist.roc import clustered_difference, delong_difference
 from pants_dist.stats import as_floats, mcnemar
 from pants_dist.structures import LESION
@@ -152,7 +152,7 @@ def _detection(rows: pd.DataFrame, structures: Sequence[str], analysis: Analysis
         ("auc_weights", "Weight of each center in the AUC within centers", shortcuts.weight_table(rows, analysis)),
     ]
     if _presets_apply(rows):
-        presets = detection_table(rows, patients_of(rows), analysis.draws, analysis.seed)
+        presets = detection_table(rows.assign(center=centers_of(rows)), patients_of(rows), analysis.draws, analysis.seed)
         tables.append(("presets", "Every definition of detection by its name", presets))
     shown = [entry for entry in tables if not entry[2].empty]
     return Section("Lesion detection", remark, shown, _curves(rows, truth, score))
@@ -201,7 +201,8 @@ def _models(models: Mapping[str, pd.DataFrame], structures: Sequence[str], analy
     tables = {name: table.loc[common] for name, table in tables.items()}
     first = next(iter(tables.values()))
     primary = primary_of(first.reset_index(), structures, analysis)
-    given = {"centers": first["center"].tolist(), "clusters": patients_of(first), "draws": analysis.draws}
+    units = centers_of(first) if centers_known(first) else None
+    given = {"centers": units, "clusters": patients_of(first), "draws": analysis.draws}
     scores = {name: table[primary].to_numpy() for name, table in tables.items() if primary in table}
     pairs = comparisons.compare_models(scores, **given, adjust=analysis.adjust, seed=analysis.seed)
     pairs = declared(pairs, analysis).rename(columns={"low": "difference/low", "high": "difference/high"})
@@ -238,7 +239,7 @@ def detection_pairs(tables: Mapping[str, pd.DataFrame], pairs: pd.DataFrame, ana
     truth, score = bycenter.truth_known(first), bycenter.score_known(first)
     if not truth or not score or not all(score in table for table in tables.values()):
         return pd.DataFrame()
-    present, centers, lines = truth_of(first, truth), first["center"].tolist(), []
+    present, centers, lines = truth_of(first, truth), centers_of(first), []
     independent = score == bycenter.LOGIT and first.get("patient", first.index.to_series()).is_unique
     for pair in zip(pairs["first"], pairs["second"], strict=True):
         ours, theirs = (tables[name] for name in pair)
