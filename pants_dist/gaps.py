@@ -93,8 +93,8 @@ def paired_gap(
 
     The generalization gap where `first` is scored by models that were trained with the case's center and `second` by
     models of equal training size without it; also one model against another. Below 20 centers a t-test of center means
-    (Student 1908), from 20 on the bootstrap of centers and clusters. Cases where either is None or NaN are left out. Without `centers` each cluster
-    is one: the t-test of `stats.t_interval`.
+    (Student 1908), from 20 on the bootstrap of centers and clusters. Cases where either is None or NaN are
+    left out. Without `centers` each cluster is one: the t-test of `stats.t_interval`.
     """
     difference = as_floats(first) - as_floats(second)
     keep = ~np.isnan(difference)

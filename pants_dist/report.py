@@ -12,7 +12,7 @@ from pants_dist import __version__, figures
 from pants_dist.detection import named
 from pants_dist.disk import replacing
 from pants_dist.scores import UNIT
-from pants_dist.stats import FEWEST, Estimate, Labels, sensitivity_specificity, t_interval
+from pants_dist.stats import FEWEST, Estimate, Labels, outermost, sensitivity_specificity, t_interval
 from pants_dist.tables import shown
 
 if TYPE_CHECKING:
@@ -58,8 +58,7 @@ def centers_of(rows: pd.DataFrame) -> list[str]:
 
 def witnesses_of(rows: pd.DataFrame) -> Labels | None:
     """What an interval over these rows counts as one: centers if there are FEWEST, for their cases are alike; else patients."""
-    centers = centers_of(rows)
-    return centers if len(set(centers)) >= FEWEST else patients_of(rows)
+    return outermost(centers_of(rows), patients_of(rows))
 
 
 def _center_row(center: str, seen: bool | None, part: pd.DataFrame, columns: list[str]) -> dict[str, Any]:
@@ -160,11 +159,13 @@ def write_report(
     by: str = "center",
     sections: Sequence["Section"] = (),
     checks: Sequence["Item"] = (),
+    primary: str | None = None,
 ) -> Path:
     """Write OUT/report.html, one file that needs no other, from rows of cases; returns its path.
 
     `facts` are shown at its head; `pictures` are titles and PNG files of the worst cases, worst first. `by` is what the
-    groups in the column `center` are called; `sections` and `checks` (a guideline's items) follow the table by group.
+    groups in the column `center` are called; `sections` and `checks` (a guideline's items) follow the table by group;
+    figures by group are of the score `primary`, or of the first structure's Dice.
     """
     from jinja2 import Environment
 
@@ -177,7 +178,7 @@ def write_report(
         memorised=set(rows["split"]) == {"train"}, headings=[SHORT.get(name, name) for name in names],
         centers=[_cells(row, names) for row in centers.to_dict("records")],
         cases=[_case_cells(row, names) for row in rows.sort_values("case").to_dict("records")],
-        figures=[_inlined_figure(picture) for picture in figures.of_centers(rows, centers, names, by)],
+        figures=[_inlined_figure(picture) for picture in figures.of_centers(rows, centers, names, by, primary)],
         sections=[_section(section) for section in sections], checks=checks,
         tolerances=", ".join(f"{name} {mm:g}" for name, mm in tolerances_of(rows, structures).items()),
         pictures=[(title, _inlined(path)) for title, path in pictures],

@@ -27,6 +27,7 @@ from pants_dist.scores import (
     separator,
 )
 from pants_dist.sections import Section, primary_of, sections_of
+from pants_dist.shortcuts import with_shortcut
 from pants_dist.structures import LESION
 from pants_dist.worst import pictures_of, worst_table
 
@@ -67,6 +68,7 @@ def report_results(
     plan = read_analysis(analysis)
     found = read_results(results, metadata, group, plan)
     _check_models(found, plan, declared=analysis is not None)
+    found.models = {name: with_shortcut(rows, plan) for name, rows in found.models.items()}
     by, rows, structures = group or "center", found.rows, structures_of(found.rows)
     parts = sections_of(found.models, structures, plan, by, centers=UNIT not in rows)
     out.mkdir(parents=True, exist_ok=True)
@@ -74,7 +76,8 @@ def report_results(
     found.facts["Analysis"] = plan.digest[:12] + (f", changed from {changed[:12]} of the report before" if changed else "")
     _write_files(out, found, plan, by, parts)
     checks = checklist(rows, len(found.models), plan, declared=analysis is not None)
-    write_report(out, rows, structures, found.facts, found.pictures, by, parts, checks)
+    primary = primary_of(rows, structures, plan)
+    write_report(out, rows, structures, found.facts, found.pictures, by, parts, checks, primary)
     return rows
 
 
@@ -90,7 +93,8 @@ def _write_files(out: Path, found: Results, plan: Analysis, by: str, parts: Sequ
         (out / name).mkdir(exist_ok=True)
         tables.write_table(out / name, "groups", group_table(rows, structures_of(rows)))
     pictures = [picture for part in parts for picture in part.pictures]
-    for picture in (*of_centers(found.rows, centers, shown_structures(structures), by), *pictures):
+    primary = primary_of(found.rows, structures, plan)
+    for picture in (*of_centers(found.rows, centers, shown_structures(structures), by, primary), *pictures):
         write_picture(out, picture)
 
 
