@@ -248,11 +248,12 @@ def _worst(means: pd.DataFrame) -> dict[str, Any]:
     found = worst_center(means["center"].tolist(), means["mean"], means["variance"])
     if found is None:
         return {"worst center": None, "worst": NAN, "shrunken": NAN, "by chance": NAN, "p by chance": NAN}
-    return {
-        "worst center": found.center, "worst": found.observed, "shrunken": found.shrunken, "shrunken/low": found.low,
-        "shrunken/high": found.high, "by chance": found.chance, "by chance/low": found.chance_low,
-        "by chance/high": found.chance_high, "p by chance": found.p,
+    numbers = {
+        "worst": found.observed, "shrunken": found.shrunken, "shrunken/low": found.low, "shrunken/high": found.high,
+        "by chance": found.chance, "by chance/low": found.chance_low, "by chance/high": found.chance_high,
     }  # fmt: skip
+    bounded = {name: min(max(value, 0.0), 1.0) for name, value in numbers.items()}  # scores are from 0 to 1
+    return {"worst center": found.center, **bounded, "p by chance": found.p}
 
 
 def sides(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:

@@ -103,19 +103,24 @@ def box_plot(values: pd.Series, groups: Sequence[str], label: str) -> Figure:
         parts = dict(sorted(by_group(values, groups).items(), key=lambda entry: -np.median(entry[1])))
         figure, axes = lying([str(name) for name in parts], [part.size for part in parts.values()], label)
         boxed = {place: part for place, part in enumerate(parts.values()) if part.size >= FEWEST}
-        drawn = axes.boxplot(
-            list(boxed.values()), positions=list(boxed), orientation="horizontal", whis=(5, 95), widths=0.62, patch_artist=True,
-            manage_ticks=False, flierprops={"marker": ".", "markersize": 3, "markeredgecolor": SOFT},
-        )  # fmt: skip
-        for part, color in (("boxes", SOFT), ("whiskers", SOFT), ("caps", SOFT), ("medians", HELD_OUT)):
-            for line in drawn[part]:
-                line.set(color=color, linewidth=1.6 if part == "medians" else 1)
-        for box in drawn["boxes"]:
-            box.set(facecolor="none")
+        if boxed:
+            _boxes(axes, boxed)
         for place, part in enumerate(parts.values()):
             if place not in boxed:
                 axes.plot(part, place + scattered(part.size), ".", color=SOFT, markersize=5)
     return figure
+
+
+def _boxes(axes: Axes, parts: Mapping[int, np.ndarray]) -> None:
+    drawn = axes.boxplot(
+        list(parts.values()), positions=list(parts), orientation="horizontal", whis=(5, 95), widths=0.62, patch_artist=True,
+        manage_ticks=False, flierprops={"marker": ".", "markersize": 3, "markeredgecolor": SOFT},
+    )  # fmt: skip
+    for part, color in (("boxes", SOFT), ("whiskers", SOFT), ("caps", SOFT), ("medians", HELD_OUT)):
+        for line in drawn[part]:
+            line.set(color=color, linewidth=1.6 if part == "medians" else 1)
+    for box in drawn["boxes"]:
+        box.set(facecolor="none")
 
 
 def significance_plot(table: pd.DataFrame, models: Sequence[str], label: str) -> Figure:

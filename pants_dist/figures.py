@@ -106,7 +106,7 @@ def lying(names: Sequence[str], counts: Sequence[int], label: str) -> tuple[Figu
 
 def scattered(count: int) -> np.ndarray:
     """Small shifts, shape (count,), that keep dots of one line apart; always the same."""
-    return 0.26 * (np.arange(count) * 0.61803 % 1 - 0.5)
+    return 0.56 * (np.arange(count) * 0.61803 % 1 - 0.5)
 
 
 def dot_plot(rows: pd.DataFrame, centers: pd.DataFrame, column: str) -> Figure:
@@ -116,7 +116,7 @@ def dot_plot(rows: pd.DataFrame, centers: pd.DataFrame, column: str) -> Figure:
     for place, center in enumerate(ordered.to_dict("records")):
         color = color_of(center["seen"])
         values = _of(rows, center)[column].dropna()
-        axes.plot(values, place + scattered(len(values)), ".", color=color, alpha=0.3, markersize=4, markeredgewidth=0)
+        axes.plot(values, place + scattered(len(values)), ".", color=color, alpha=0.4, markersize=4, markeredgewidth=0)
         if center[f"{column}/low"] == center[f"{column}/low"]:
             limits = [center[f"{column}/low"], center[f"{column}/high"]]
             axes.plot(limits, [place, place], "|-", color=color, linewidth=2, markersize=7, markeredgewidth=1.6)
@@ -195,7 +195,7 @@ def funnel_plot(rows: pd.DataFrame, centers: pd.DataFrame, column: str) -> Figur
         axes.plot(center["n"], center[column], "o", color=color_of(center["seen"]), markersize=5, **_hollow(center["n"]))
     _cases_axis(axes, most)
     axes.set_ylabel(spoken(column))
-    _name(axes, table[far > 3.09].assign(far=far).nlargest(MOST_NAMED, "far"), column)
+    _name(axes, table[far > 3.09].assign(far=far).nlargest(MOST_NAMED, "far"), table, column)
     _legend(axes, centers)
     return figure
 
@@ -217,21 +217,34 @@ def _cases_axis(axes: Axes, most: float) -> None:
     axes.set_xlabel("scored cases")
 
 
-def _name(axes: Axes, outside: pd.DataFrame, column: str) -> None:
-    """Names beside their dots on the side with more room, pushed apart so that none lies on another."""
-    low, high = axes.get_ylim()
-    middle, step = np.sqrt(np.prod(axes.get_xlim())), 0.055 * (high - low)
-    for left in (True, False):
-        free = -np.inf
-        part = outside[(outside["n"] > middle) == left].sort_values(column)
-        for center in part.to_dict("records"):
-            free = max(float(center[column]), free + step)
-            beside = float(center["n"]) * (1 / 1.1 if left else 1.1)
-            axes.annotate(
-                shortened(center["center"], 24), (center["n"], center[column]), (beside, free),
-                ha="right" if left else "left", va="center", fontsize=7.5, annotation_clip=False,
-                arrowprops={"arrowstyle": "-", "color": SOFT, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2},
-            )  # fmt: skip
+def _name(axes: Axes, outside: pd.DataFrame, every: pd.DataFrame, column: str) -> None:
+    """Names beside their dots, each where it lies on no dot and on no other name."""
+    to_share = (axes.transData + axes.transAxes.inverted()).transform
+    dots, taken = to_share(every[["n", column]].to_numpy(float)), list[np.ndarray]()
+    for center in outside.to_dict("records"):
+        text = shortened(center["center"], 24)
+        x, y = to_share((float(center["n"]), float(center[column])))
+        place, box = _free_place(x, y, 0.0145 * len(text), dots, taken)
+        taken.append(box)
+        axes.annotate(
+            text, (x, y), place, "axes fraction", "axes fraction", ha="left", va="center", fontsize=7.5, annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": SOFT, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2},
+        )  # fmt: skip
+
+
+def _free_place(
+    x: float, y: float, width: float, dots: np.ndarray, taken: Sequence[np.ndarray]
+) -> tuple[tuple[float, float], np.ndarray]:
+    """The nearest free place for a name: where it begins, and its box (low x, low y, high x, high y); in shares of the axes."""
+    steps = sorted(range(-6, 7), key=abs)
+    for rise, right in ((0.05 * step, right) for step in steps for right in (True, False)):
+        low = x + 0.03 if right else x - 0.03 - width
+        box = np.array([low, y + rise - 0.025, low + width, y + rise + 0.025])
+        crowded = ((dots > box[:2] - 0.012) & (dots < box[2:] + 0.012)).all(axis=1).any()
+        on_another = any((box[:2] < other[2:]).all() and (other[:2] < box[2:]).all() for other in taken)
+        if box.min() >= 0 and box.max() <= 1 and not crowded and not on_another:
+            break
+    return (float(low), float(y + rise)), box
 
 
 def _legend(axes: Axes, centers: pd.DataFrame) -> None:

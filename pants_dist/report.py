@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pants_dist.sections import Section
 
 FEWEST_FOR_A_GAP = (5, 5)  # seen and held-out centers, below which no verdict on a gap is given
+CONFOUNDED = "Center is confounded with source dataset: scanner, protocol, patients and annotators differ together."
 SHORT = {"pancreatic_lesion": "lesion"}
 NAN = float("nan")
 
@@ -92,8 +93,9 @@ def shown_structures(structures: Sequence[str]) -> list[str]:
 
 
 def verdict(centers: pd.DataFrame) -> str:
-    """One sentence on the gap between seen and held-out centers, or why none can be given."""
-    counts = [int((centers["seen"] == seen).sum()) for seen in (True, False)]
+    """One sentence on the gap between seen and held-out hospitals, or why none can be given; pools do not count."""
+    known = figures.hospitals(centers)
+    counts = [int((known["seen"] == seen).sum()) for seen in (True, False)]
     if not any(counts):
         return "Nobody says which of them were trained on, so there is no gap to speak of."
     if min(counts) == 0:
@@ -111,12 +113,12 @@ def print_table(centers: pd.DataFrame, structures: Sequence[str], console: "Cons
     from rich import box
     from rich.table import Table
 
-    names = shown_structures(structures)
+    names = fitting(structures, console.width)
     title = f"Dice by {by} (95 % t-interval from {FEWEST} cases on)"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column(by, overflow="fold", max_width=34)
+    table.add_column(by, overflow="fold", min_width=16, max_width=34)
     table.add_column("", no_wrap=True)
-    for heading in ("n", *(SHORT.get(name, name) for name in names), "sens.", "spec."):
+    for heading in ("n", *(SHORT.get(name, name).replace("_", "\n") for name in names), "sens.", "spec."):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in centers.to_dict("records"):
         scores = [_with_interval(row, f"dsc/{name}").replace(" ", "\n") for name in names]
@@ -126,9 +128,17 @@ def print_table(centers: pd.DataFrame, structures: Sequence[str], console: "Cons
         means = [_number(part[f"dsc/{name}"].mean()) for name in names]
         table.add_row(f"mean of {len(part)}", _kind(seen), str(part["n"].sum()), *means, "", "")
     console.print(table)
+    more = len(structures) - len(names)
     console.print(
-        f"Sensitivity and specificity count patients; positive: any predicted lesion voxel. {verdict(centers)}", style="dim"
-    )
+        "Sensitivity and specificity count patients; positive: any predicted lesion voxel. "
+        + (f"{more} more structures: in the report. " if more else "")
+        + f"{verdict(centers)} {CONFOUNDED}", style="dim"
+    )  # fmt: skip
+
+
+def fitting(structures: Sequence[str], columns: int) -> list[str]:
+    """As many of `shown_structures` as a terminal of so many columns has room for beside names, counts and shares."""
+    return shown_structures(structures)[: max((columns - 47) // 11, 1)]
 
 
 def _kind(seen: Any) -> str:
@@ -175,7 +185,7 @@ def write_report(
     page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)
     text = page.render(
         facts=facts, cards=_cards(rows, names), verdict=verdict(centers), version=__version__, by=by,
-        memorised=set(rows["split"]) == {"train"}, headings=[SHORT.get(name, name) for name in names],
+        confounded=CONFOUNDED, memorised=set(rows["split"]) == {"train"}, headings=[SHORT.get(name, name) for name in names],
         centers=[_cells(row, names) for row in centers.to_dict("records")],
         cases=[_case_cells(row, names) for row in rows.sort_values("case").to_dict("records")],
         figures=[_inlined_figure(picture) for picture in figures.of_centers(rows, centers, names, by, primary)],
@@ -219,8 +229,14 @@ def _cards(rows: pd.DataFrame, names: Sequence[str]) -> list[tuple[str, str, str
 def _cells(row: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     scores = [(_number(row[f"dsc/{name}"]), _with_interval(row, f"dsc/{name}")[4:]) for name in names]
     positives = row["positives"] if row["sensitivity/n"] + row["specificity/n"] else ""
-    return {"name": row["center"], "kind": _kind(row["seen"]), "n": row["n"], "positives": positives, "scores": scores,
-            "shares": _shares(row)}  # fmt: skip
+    return {"name": row["center"], "kind": _kind(row["seen"]), "what": _not_single(row), "n": row["n"], "positives": positives,
+            "scores": scores, "shares": _shares(row)}  # fmt: skip
+
+
+def _not_single(row: dict[str, Any]) -> str:
+    """What a center is where it is no single hospital."""
+    kind = row["center_kind"]
+    return "pool of hospitals" if kind == "pool" else "unknown" if kind == "unknown" and row["center"] != "unknown" else ""
 
 
 def _case_cells(row: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from pants_dist.report import shown_structures, tolerances_of, write_report
 from pants_dist.scores import (
     UNIT,
     by_case,
+    checked,
     grouped,
     joined,
     prevalence_elsewhere,
@@ -26,7 +27,7 @@ from pants_dist.scores import (
     read_scores,
     separator,
 )
-from pants_dist.sections import Section, primary_of, sections_of
+from pants_dist.sections import Section, analysis_section, primary_of, sections_of
 from pants_dist.shortcuts import with_shortcut
 from pants_dist.structures import LESION
 from pants_dist.worst import pictures_of, worst_table
@@ -72,8 +73,12 @@ def report_results(
     by, rows, structures = group or "center", found.rows, structures_of(found.rows)
     parts = sections_of(found.models, structures, plan, by, centers=UNIT not in rows)
     out.mkdir(parents=True, exist_ok=True)
-    changed = keep_analysis(out, plan)
-    found.facts["Analysis"] = plan.digest[:12] + (f", changed from {changed[:12]} of the report before" if changed else "")
+    others = keep_analysis(out, plan)
+    found.facts["Analysis"] = plan.digest[:12] + ("" if analysis else ", no file: defaults")
+    if others:
+        said = (f"{digest[:12]} ({', '.join(names) or 'choices of another version'})" for digest, names in others)
+        found.facts["Changed"] = f"reported here before by {listing(list(said))}"
+    parts.append(analysis_section(plan, others, declared=analysis is not None))
     _write_files(out, found, plan, by, parts)
     checks = checklist(rows, len(found.models), plan, declared=analysis is not None)
     primary = primary_of(rows, structures, plan)
@@ -167,7 +172,7 @@ def model_names(results: Sequence[Path]) -> list[str]:
 
 def tables_of(result: Path) -> list[Path]:
     """The tables of rows in a file or folder; of a run's folder, one for each split that was scored."""
-    if result.is_file():
+    if result.is_file() or result.suffix.lower() in (".csv", ".parquet", ".pq", ".xlsx"):
         return [result]
     for pattern in ("evaluation/*/cases.parquet", "cases.parquet", "*/cases.parquet"):
         if found := sorted(result.glob(pattern)):
@@ -185,7 +190,7 @@ def read_rows(path: Path) -> pd.DataFrame:
         return read_scores(path, table)
     if path.suffix.lower() == ".csv":
         table = pd.read_csv(path, sep=separator(path), encoding="utf-8-sig", skipinitialspace=True)
-    return by_case(table, path, "results")
+    return checked(by_case(table, path, "results"), path)
 
 
 def _listed(paths: Sequence[Path]) -> str:

@@ -14,15 +14,17 @@ from pants_dist.detection import amounts_of, detection_table, truth_of
 from pants_dist.figures import Picture, spoken
 from pants_dist.metrics import DEFAULT_TOLERANCE_MM
 from pants_dist.protocol import Analysis
+from pants_dist.protocol import spoken as spoken_choices
 from pants_dist.report import center_table, centers_known, centers_of, patients_of, tolerances_of, witnesses_of
 from pants_dist.roc import clustered_difference, delong, delong_difference
-from pants_dist.stats import as_floats, brier, calibration, mcnemar
+from pants_dist.stats import as_floats, brier, calibration, mcnemar, t_interval
 from pants_dist.structures import LESION
 
 DETECTION = (
     "auc", "hollow", "scan_auc", "sensitivity", "specificity", "tuned_sensitivity", "tuned_specificity", "component_sensitivity"
 )  # fmt: skip
 CALIBRATION = ("calibration_intercept", "calibration_slope", "brier")
+SPOKEN = {name: name.replace("_", " ").partition("/")[0] for name in bycenter.SCORES} | {bycenter.LOGIT: "largest logit"}
 MOST_GROUPS = 12  # above so many, pairs of groups go to the files only
 
 
@@ -55,6 +57,17 @@ def sections_of(
     if len(models) > 1:
         found.append(_models(models, structures, analysis))
     return found
+
+
+def analysis_section(analysis: Analysis, others: Sequence[tuple[str, list[str]]], declared: bool) -> Section:
+    """What was chosen, its digest, and which choices other analyses reported in the same folder made differently."""
+    source = "analysis.yaml" if declared else "no analysis.yaml was given, so these are defaults"
+    remark = f"Chosen by {source}; SHA-256 {analysis.digest}. "
+    if others:
+        said = (f"{digest[:12]}, unlike in {', '.join(names) or 'choices of another version'}" for digest, names in others)
+        remark += f"In this folder other analyses were reported before: {'; '.join(said)}."
+    table = pd.DataFrame(spoken_choices(analysis), columns=["choice", "value"])
+    return Section("The analysis", remark, [("analysis", "Choices", table)])
 
 
 def _subgroups(rows: pd.DataFrame, structures: Sequence[str], analysis: Analysis) -> Section | None:
@@ -186,7 +199,8 @@ def _curves(rows: pd.DataFrame, truth: str, score: str) -> list[Picture]:
     if 0 < np.nansum(present) < (~np.isnan(present)).sum():
         caption = f"All cases pooled, truth by {truth}. Gray: shortcuts that never look at the scan."
         others = shortcuts.shortcut_scores(rows, present)
-        ours, theirs = ({_with_area(name, present, score): score for name, score in part.items()} for part in (amounts, others))
+        said = {SPOKEN.get(name, name): values for name, values in amounts.items()}
+        ours, theirs = ({_with_area(name, present, score): score for name, score in part.items()} for part in (said, others))
         pictures.append(Picture("roc", "ROC", caption, curves.roc_plot(present, ours, theirs)))
     if "lesion_component_logits" in rows and as_floats(rows["lesion_components"]).max(initial=0) > 0:
         parts = dict(bycenter.sides(rows))
@@ -289,7 +303,10 @@ def detection_pairs(tables: Mapping[str, pd.DataFrame], pairs: pd.DataFrame, ana
         if "lesion_predicted" in ours and "lesion_predicted" in theirs:
             hits = [np.where(present == 1, as_floats(table["lesion_predicted"]), np.nan) for table in (ours, theirs)]
             found = mcnemar(*hits)
-            line |= {"only first finds": found.only_first, "only second finds": found.only_second, "p (McNemar)": found.p}
+            more = t_interval(hits[0] - hits[1], witnesses_of(first.reset_index()))
+            line |= {"sensitivity difference": more.value, "sensitivity difference/low": more.low}
+            line |= {"sensitivity difference/high": more.high, "only first finds": found.only_first}
+            line |= {"only second finds": found.only_second, "p (McNemar)": found.p}
         lines.append(line)
     table = pd.DataFrame(lines)
     for name in [name for name in ("p", "p (DeLong)", "p (McNemar)") if name in table]:
