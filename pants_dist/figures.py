@@ -219,6 +219,7 @@ def _cases_axis(axes: Axes, most: float) -> None:
 
 def _name(axes: Axes, outside: pd.DataFrame, every: pd.DataFrame, column: str) -> None:
     """Names beside their dots, each where it lies on no dot and on no other name."""
+    axes.set_ylim(axes.get_ylim())  # as they will be drawn
     to_share = (axes.transData + axes.transAxes.inverted()).transform
     dots, taken = to_share(every[["n", column]].to_numpy(float)), list[np.ndarray]()
     for center in outside.to_dict("records"):

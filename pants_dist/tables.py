@@ -13,7 +13,7 @@ import pandas as pd
 from pants_dist.disk import replacing
 
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "○": r"$\circ$"} | {
+LATEX |= {"|": r"\textbar{}", "<": r"\textless{}", ">": r"\textgreater{}", "○": r"$\circ$"} | {
     sign: f"\\{sign}" for sign in "&%$#_{}"
 }
 
