@@ -5,12 +5,21 @@ from collections.abc import Sequence
 import pandas as pd
 
 from pants_dist import comparisons
-from pants_dist.bycenter import truth_known
+from pants_dist.bycenter import detection_row, score_known, truth_known, tuned_threshold
 from pants_dist.detection import TRUTHS
 from pants_dist.errors import UserError
 from pants_dist.protocol import Analysis
-from pants_dist.report import patients_of
-from pants_dist.subgroups import LESION_MM3, adjusted_means, detection_table, sphere_diameter_mm, subgroup_table, with_bands
+from pants_dist.report import centers_known, centers_of, patients_of
+from pants_dist.subgroups import (
+    LESION_MM3,
+    adjusted_means,
+    detection_table,
+    ordered,
+    sphere_diameter_mm,
+    subgroup_table,
+    subgroups_of,
+    with_bands,
+)
 
 SUBGROUPS = ("sex", "age_band", "phase", "manufacturer", "slice_band", "tumor_band", "nationality", "center_kind", "dataset")
 
@@ -38,7 +47,8 @@ def breakdown(
     banded, groupings = subgroup_rows(rows, analysis)
     scores = [f"{kind}/{name}" for kind in ("dsc", "nsd") for name in structures]
     scores = [name for name in scores if name in rows and rows[name].notna().any()]
-    parts = [subgroup_table(banded, by, scores, patients_of(rows)).assign(by=" x ".join(by)) for by in groupings]
+    witnesses = (patients_of(rows), centers_of(rows))
+    parts = [subgroup_table(banded, by, scores, *witnesses).assign(by=" x ".join(by)) for by in groupings]
     tables = []
     if parts:
         every = pd.concat(parts, ignore_index=True)[["by", "subgroup", "score", "n", "value", "low", "high"]]
@@ -50,7 +60,10 @@ def breakdown(
     if (truth := truth_known(rows)) and "lesion_predicted" in rows:
         title = f"Detection by subgroup; PPV and NPV if {100 * analysis.prevalence:g} % of those scanned had a lesion"
         tables.append(("subgroup_detection", title, _detection(banded, groupings, TRUTHS[truth], analysis)))
-    mixed = case_mix_table(banded, primary)
+    if truth and (score := score_known(rows)) and groupings:
+        title = "AUC, carried-over threshold, lesion components and calibration by subgroup"
+        tables.append(("subgroup_calibration", title, _curves(banded, groupings, truth, score, analysis)))
+    mixed = case_mix_table(banded, primary) if centers_known(rows) else pd.DataFrame()
     if not mixed.empty:
         tables.append(("adjusted", f"{primary} by center, as it is and at the case mix of all", mixed))
     return tables
@@ -71,7 +84,7 @@ def _detection(banded: pd.DataFrame, groupings: list[tuple[str, ...]], truth: st
     lines = []
     for by in [("all",), *groupings]:
         rows = banded.assign(all="all cases") if by == ("all",) else banded
-        found = detection_table(rows, by, analysis.prevalence, truth, "lesion_predicted", patients_of(rows))
+        found = detection_table(rows, by, analysis.prevalence, truth, "lesion_predicted", patients_of(rows), centers_of(rows))
         for subgroup, part in found.groupby("subgroup", sort=False):
             line = {"by": " x ".join(by), "subgroup": subgroup}
             for row in part.to_dict("records"):
@@ -79,6 +92,20 @@ def _detection(banded: pd.DataFrame, groupings: list[tuple[str, ...]], truth: st
                 line |= {name: row["value"], f"{name}/low": row["low"], f"{name}/high": row["high"], f"{name}/n": row["n"]}
             lines.append(line)
     return pd.DataFrame(lines)
+
+
+def _curves(
+    banded: pd.DataFrame, groupings: list[tuple[str, ...]], truth: str, score: str, analysis: Analysis
+) -> pd.DataFrame:
+    """A line a subgroup: `bycenter.detection_row`, which the table by center has, too."""
+    threshold, lines = tuned_threshold(banded, truth, score, analysis), []
+    for by in groupings:
+        groups = subgroups_of(banded, by)
+        for name in ordered(groups):
+            part = banded[groups == name]
+            head = {"by": " x ".join(by), "subgroup": name, "cases": len(part)}
+            lines.append(head | detection_row(part, truth, score, threshold, analysis))
+    return pd.DataFrame(lines).drop(columns=["auc/method", "auc/firm"])
 
 
 def case_mix_table(rows: pd.DataFrame, primary: str) -> pd.DataFrame:
@@ -91,5 +118,5 @@ def case_mix_table(rows: pd.DataFrame, primary: str) -> pd.DataFrame:
         mix["tumor_mm"] = pd.Series(sphere_diameter_mm(rows[LESION_MM3]), rows.index)
     if not mix:
         return pd.DataFrame()
-    found = adjusted_means(rows[primary], rows["center"].tolist(), mix, patients_of(rows))
+    found = adjusted_means(rows[primary], centers_of(rows), mix, patients_of(rows))
     return found.rename(columns={"group": "center", "value": "adjusted", "low": "adjusted/low", "high": "adjusted/high"})

@@ -1,6 +1,7 @@
 """A row a center with all that is said of it, and what centers say together: gap, spread, worst.
 
-Intervals are over suspected patients where the rows name them (`patient`), else over cases.
+Intervals are over suspected patients where the rows name them (`patient`), else over cases; of groups that are no centers
+over centers.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,13 +24,14 @@ from pants_dist.detection import (
 )
 from pants_dist.gaps import center_estimates, descriptive_gap, paired_gap, random_effects, worst_center
 from pants_dist.protocol import Analysis
-from pants_dist.report import center_table, patients_of
-from pants_dist.roc import clustered_auc
+from pants_dist.report import center_table, centers_of, patients_of, witnesses_of
+from pants_dist.roc import auc, clustered_auc, delong
 from pants_dist.stats import NAN, as_floats, brier, calibration, t_interval
 
 FEWEST_FOR_AN_AUC, FEWEST_FOR_A_FIRM_ONE = 10, 20  # positives and negatives of a center: below blank; below hollow
 SCORES = ("lesion_max_logit", f"predicted_voxels/{LESION}", f"predicted_mm3/{LESION}")
 LOGIT = SCORES[0]
+SHORTCUT = "shortcut/scan"  # a column: the lesion's probability by spacing, shape and phase alone (shortcuts.with_shortcut)
 
 
 def group_table(rows: pd.DataFrame, structures: Sequence[str]) -> pd.DataFrame:
@@ -40,7 +42,7 @@ def group_table(rows: pd.DataFrame, structures: Sequence[str]) -> pd.DataFrame:
     table = []
     for group, part in rows.groupby("center", sort=True):
         for name in structures:
-            found = t_interval(part[f"dsc/{name}"], patients_of(part), bounds=(0, 1))
+            found = t_interval(part[f"dsc/{name}"], witnesses_of(part), bounds=(0, 1))
             median = float(np.nanmedian(as_floats(part[f"dsc/{name}"]))) if found.n else NAN
             table.append((group, name, found.n, found.value, median, found.low, found.high))
     return pd.DataFrame(table, columns=["group", "structure", "n", "mean", "median", "low", "high"])
@@ -59,9 +61,7 @@ def score_known(rows: pd.DataFrame) -> str | None:
 def full_center_table(rows: pd.DataFrame, structures: Sequence[str], analysis: Analysis) -> pd.DataFrame:
     """`report.center_table`, and where the rows know lesions also detection and calibration of each center.
 
-    Adds auc with /low, /high and auc/firm (NaN below 10 positives and 10 negatives; not firm below 20 and 20), sensitivity
-    and specificity at the threshold that has the wanted specificity on seen tuning cases (`tuned_*`), the share of lesion
-    components hit (`component_sensitivity`), calibration intercept and slope, and Brier score of the largest logit.
+    Adds the columns of `detection_row`.
     """
     table = center_table(rows, structures)
     truth, score = truth_known(rows), score_known(rows)
@@ -71,7 +71,7 @@ def full_center_table(rows: pd.DataFrame, structures: Sequence[str], analysis: A
     extra = []
     for row in table.to_dict("records"):
         part = rows[(rows["center"] == row["center"]) & rows["seen"].isin([row["seen"]])]
-        extra.append(_detection_row(part, truth, score, threshold, analysis))
+        extra.append(detection_row(part, truth, score, threshold, analysis))
     return pd.concat([table, pd.DataFrame(extra)], axis=1)
 
 
@@ -85,14 +85,16 @@ def tuned_threshold(rows: pd.DataFrame, truth: str, score: str, analysis: Analys
     return threshold_at(curve(present, amounts, observed_thresholds(amounts)), analysis.specificity)
 
 
-def _detection_row(part: pd.DataFrame, truth: str, score: str, threshold: float, analysis: Analysis) -> dict[str, Any]:
-    present, clusters = truth_of(part, truth), patients_of(part)
+def detection_row(part: pd.DataFrame, truth: str, score: str, threshold: float, analysis: Analysis) -> dict[str, Any]:
+    """What is said of lesions in some cases, a center's or a subgroup's, by a truth and a score of `detection`.
+
+    auc with /low, /high, /method and auc/firm (NaN below 10 positives and 10 negatives; not firm below 20 and 20) and
+    scan_auc, that of spacing, shape and phase; sensitivity and specificity at `threshold` (`tuned_*`); the share of lesion
+    components hit (`component_sensitivity`); calibration intercept and slope, and Brier score of the largest logit.
+    """
+    present, clusters = truth_of(part, truth), witnesses_of(part)
     amounts = amounts_of(part, score, present)
-    fewer = min(int((present == 1).sum()), int((present == 0).sum()))
-    row: dict[str, Any] = {"auc": NAN, "auc/low": NAN, "auc/high": NAN, "auc/firm": fewer >= FEWEST_FOR_A_FIRM_ONE}
-    if fewer >= FEWEST_FOR_AN_AUC:
-        area = clustered_auc(present, amounts, part["center"].tolist(), clusters, analysis.draws, analysis.seed)
-        row |= {"auc": area.value, "auc/low": area.low, "auc/high": area.high}
+    row = _area(part, present, amounts, score, analysis)
     found = operating_point(present, amounts, threshold, clusters)
     row |= named("tuned_sensitivity", found[0]) | named("tuned_specificity", found[1])
     if "lesion_components" in part:
@@ -100,10 +102,28 @@ def _detection_row(part: pd.DataFrame, truth: str, score: str, threshold: float,
         row |= {name.replace("sensitivity", "component_sensitivity"): hits[name] for name in named("sensitivity", found[0])}
     if LOGIT in part:
         logits = as_floats(part[LOGIT])
-        weak = calibration(present, logits)
+        weak = calibration(present, logits, clusters)
         row |= _interval("calibration_intercept", weak.intercept) | _interval("calibration_slope", weak.slope)
-        row["brier"] = brier(present, 1 / (1 + np.exp(-np.clip(logits, -500, 500))))
+        row |= _interval("brier", brier(present, 1 / (1 + np.exp(-np.clip(logits, -500, 500))), clusters))
     return row
+
+
+def _area(part: pd.DataFrame, present: np.ndarray, amounts: np.ndarray, score: str, analysis: Analysis) -> dict[str, Any]:
+    """AUC by DeLong where cases are independent (one center, no patient twice) and the score orders as probabilities do;
+    else by bootstrap."""
+    known = ~np.isnan(present) & ~np.isnan(amounts)
+    fewer = min(int((present[known] == 1).sum()), int((present[known] == 0).sum()))
+    row: dict[str, Any] = {"auc": NAN, "auc/low": NAN, "auc/high": NAN, "auc/method": "", "scan_auc": NAN}
+    row["auc/firm"] = fewer >= FEWEST_FOR_A_FIRM_ONE
+    if fewer < FEWEST_FOR_AN_AUC:
+        return row
+    centers, patients = centers_of(part), patients_of(part)
+    alone = score == LOGIT and len(set(centers)) == 1 and (patients is None or bool(patients.is_unique))
+    given = (centers, patients, analysis.draws, analysis.seed)
+    found = auc(present, amounts) if alone else clustered_auc(present, amounts, *given)
+    if SHORTCUT in part:
+        row["scan_auc"] = float(delong(present, [as_floats(part[SHORTCUT])])[0][0])
+    return row | _interval("auc", found) | {"auc/method": "DeLong" if alone else "bootstrap"}
 
 
 def _interval(name: str, found: Any) -> dict[str, float]:
@@ -191,7 +211,7 @@ def distance_table(rows: pd.DataFrame, structures: Sequence[str]) -> pd.DataFram
     """
     table = []
     for name in structures:
-        found = t_interval(rows[f"nsd/{name}"], patients_of(rows), bounds=(0, 1))
+        found = t_interval(rows[f"nsd/{name}"], witnesses_of(rows), bounds=(0, 1))
         far = as_floats(rows[f"hd95_mm/{name}"]) if f"hd95_mm/{name}" in rows else np.full(len(rows), NAN)
         known, scored = far[~np.isnan(far)], ~np.isnan(as_floats(rows[f"dsc/{name}"]))
         line: dict[str, Any] = {"structure": name, "n": found.n, **_interval("surface Dice", found)}
@@ -228,11 +248,12 @@ def _worst(means: pd.DataFrame) -> dict[str, Any]:
     found = worst_center(means["center"].tolist(), means["mean"], means["variance"])
     if found is None:
         return {"worst center": None, "worst": NAN, "shrunken": NAN, "by chance": NAN, "p by chance": NAN}
-    return {
-        "worst center": found.center, "worst": found.observed, "shrunken": found.shrunken, "shrunken/low": found.low,
-        "shrunken/high": found.high, "by chance": found.chance, "by chance/low": found.chance_low,
-        "by chance/high": found.chance_high, "p by chance": found.p,
+    numbers = {
+        "worst": found.observed, "shrunken": found.shrunken, "shrunken/low": found.low, "shrunken/high": found.high,
+        "by chance": found.chance, "by chance/low": found.chance_low, "by chance/high": found.chance_high,
     }  # fmt: skip
+    bounded = {name: min(max(value, 0.0), 1.0) for name, value in numbers.items()}  # scores are from 0 to 1
+    return {"worst center": found.center, **bounded, "p by chance": found.p}
 
 
 def sides(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:

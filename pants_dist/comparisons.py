@@ -67,7 +67,7 @@ def pairwise_mann_whitney(values: Any, groups: Labels, adjust: str = "holm") -> 
 
 def compare_models(
     scores: Mapping[str, Any],
-    centers: Labels,
+    centers: Labels | None,
     clusters: Labels | None = None,
     adjust: str = "holm",
     draws: int = DRAWS,
@@ -93,7 +93,8 @@ def touchstone_wilcoxon(scores: Mapping[str, Any]) -> pd.DataFrame:
 
     Bassi et al., Touchstone, NeurIPS 2024 (its plot/SignificanceMaps.py): both directions of each pair are in the family;
     equal scores give p = 1. Cases are taken as independent, which scans of one center are not: for comparison only.
-    Columns: better, worse, n, p, p_adjusted.
+    Columns: better, worse, n, rank_biserial (of signed ranks: 1 if all favor the first; Kerby, Compr Psychol 2014;3:11.IT.3.1),
+    p, p_adjusted.
     """
     rows = []
     for better, worse in permutations(scores, 2):
@@ -101,7 +102,14 @@ def touchstone_wilcoxon(scores: Mapping[str, Any]) -> pd.DataFrame:
         whole = ~np.isnan(ours) & ~np.isnan(theirs)
         apart = ours[whole] - theirs[whole]
         p = float(stats.wilcoxon(apart, alternative="greater").pvalue) if apart.any() else 1.0
-        rows.append((better, worse, int(whole.sum()), p))
-    table = pd.DataFrame(rows, columns=["better", "worse", "n", "p"])
+        rows.append((better, worse, int(whole.sum()), _rank_biserial(apart), p))
+    table = pd.DataFrame(rows, columns=["better", "worse", "n", "rank_biserial", "p"])
     table["p_adjusted"] = holm(table["p"])
     return table
+
+
+def _rank_biserial(apart: np.ndarray) -> float:
+    """Share of the ranks of differences that are above 0 less that of those below; 0 where there are none."""
+    apart = apart[apart != 0]
+    ranks = stats.rankdata(np.abs(apart))
+    return float((ranks * np.sign(apart)).sum() / ranks.sum()) if apart.size else 0.0

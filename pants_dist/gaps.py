@@ -12,7 +12,7 @@ import pandas as pd
 from scipy import integrate, optimize, stats
 
 from pants_dist.resampling import DRAWS, Nest, cluster_sums, nest, percentile_interval, resampled_means, two_sided_p
-from pants_dist.stats import NAN, Labels, as_floats, critical
+from pants_dist.stats import NAN, Labels, as_floats, critical, t_interval
 
 CENTERS_FOR_BOOTSTRAP = 20  # centers a side below which a bootstrap of centers is too narrow
 
@@ -83,7 +83,7 @@ def _welch(first: np.ndarray, second: np.ndarray, level: float) -> tuple[float, 
 def paired_gap(
     first: Iterable[Any],
     second: Iterable[Any],
-    centers: Labels,
+    centers: Labels | None,
     clusters: Labels | None = None,
     draws: int = DRAWS,
     seed: int = 0,
@@ -93,10 +93,13 @@ def paired_gap(
 
     The generalization gap where `first` is scored by models that were trained with the case's center and `second` by
     models of equal training size without it; also one model against another. Below 20 centers a t-test of center means
-    (Student 1908), from 20 on the bootstrap of centers and clusters. Cases where either is None or NaN are left out.
+    (Student 1908), from 20 on the bootstrap of centers and clusters. Cases where either is None or NaN are
+    left out. Without `centers` each cluster is one: the t-test of `stats.t_interval`.
     """
     difference = as_floats(first) - as_floats(second)
     keep = ~np.isnan(difference)
+    if centers is None:
+        return _unplaced(difference[keep], None if clusters is None else np.asarray(clusters, object)[keep], level)
     groups = nest(centers, clusters, keep)
     means, counts = _center_means(difference[keep], groups), (len(groups.names), len(groups.names), int(keep.sum()))
     if not means.size:
@@ -106,6 +109,17 @@ def paired_gap(
         return Gap(value, *_one_sample(means, level), "paired t", *counts)
     resamples = resampled_means(difference[keep], groups, draws, np.random.default_rng(seed))
     return Gap(value, *percentile_interval(resamples, level), two_sided_p(resamples), "bootstrap", *counts)
+
+
+def _unplaced(difference: np.ndarray, clusters: Labels | None, level: float) -> Gap:
+    """The gap of cases whose centers nobody names: clusters are all that is known to be alike."""
+    found = t_interval(difference, clusters, fewest=2, level=level)
+    count = difference.size if clusters is None else len(set(np.asarray(clusters, object).tolist()))
+    if count < 2:
+        return Gap(found.value, NAN, NAN, NAN, "none", 0, 0, found.n)
+    error = (found.high - found.low) / 2 / critical(level, count - 1)
+    p = float(2 * stats.t.sf(abs(found.value) / error, count - 1)) if error else (1.0 if found.value == 0 else 0.0)
+    return Gap(found.value, found.low, found.high, p, "t over cases", 0, 0, found.n)
 
 
 def _one_sample(means: np.ndarray, level: float) -> tuple[float, float, float]:

@@ -3,15 +3,20 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pants_dist.disk import replacing
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 REFERENCE_COLOR, PREDICTION_COLOR = "#1fd1a5", "#ff8a1f"
 SOFT_TISSUE_HU = (-160, 240)
 BODY_HU = -400  # skin and fat are denser, air and lung are not
-WIDTH, CAPTION = 4.0, 0.35  # inches
+WIDTH, CAPTION = 4.0, 0.42  # inches
+CLOSE, CLOSE_MM = 0.75, 80  # the part around what is wrong: its width beside the whole slice's, and what it shows
 FILLED = 0.35  # how opaque what is wrong is filled
 
 
@@ -53,30 +58,59 @@ def draw_case(
 ) -> None:
     """Write a PNG: CT (z, y, x) in canonical RAS order in gray, reference outlined in green, prediction in orange.
 
-    Of the structure in focus what is missed is filled with green, what is predicted in vain with orange.
+    Of the structure in focus what is missed is filled with green, what is predicted in vain with orange; beside the whole
+    slice its surroundings are shown larger. `title` may have parts between dots; the last one says what is wrong.
     Shown as on a reading station: anterior up, the patient's right on the left, pixels in their true proportions.
     """
     from matplotlib.figure import Figure  # takes a second
 
     focus, z = focus_of(reference, prediction)
     body = body_of(image_zyx[z])
-    _, rows_mm, columns_mm = spacing_mm_zyx
-    plane = as_seen(image_zyx[z][body])
-    height = WIDTH * plane.shape[0] * rows_mm / (plane.shape[1] * columns_mm)
-    figure = Figure(figsize=(WIDTH, height + CAPTION), dpi=110, facecolor="black")
-    axes = figure.add_axes((0, 0, 1, height / (height + CAPTION)))
-    axes.imshow(plane, cmap="gray", vmin=window_hu[0], vmax=window_hu[1], aspect=rows_mm / columns_mm)
-    for masks, others, color in ((reference, prediction, REFERENCE_COLOR), (prediction, reference, PREDICTION_COLOR)):
-        alone = as_seen((masks[focus][z] & ~others[focus][z])[body])
-        axes.imshow(_tinted(alone, color), aspect=rows_mm / columns_mm)
-        for mask in masks.values():
-            outline = as_seen(mask[z][body])
-            if outline.any() and min(outline.shape) > 1:
-                axes.contour(outline.astype(float), [0.5], colors=[color], linewidths=1.2)
-    axes.axis("off")
-    figure.text(0.02, 0.985, title, color="white", fontsize=9, va="top")
-    figure.text(0.98, 0.01, f"slice {z}", color="#aaaaaa", fontsize=8, ha="right")
+    near = near_of(reference[focus][z] | prediction[focus][z], spacing_mm_zyx[1:])
+    aspect = spacing_mm_zyx[1] / spacing_mm_zyx[2]
+    shape = as_seen(image_zyx[z][body]).shape
+    height = WIDTH * shape[0] * aspect / shape[1]
+    close = WIDTH * CLOSE if near else 0.0
+    figure = Figure(figsize=(WIDTH + close, height + CAPTION), dpi=110, facecolor="black")
+    whole = WIDTH / (WIDTH + close), height / (height + CAPTION)
+    panels = [(body, (0.0, 0.0, *whole), 1.2)]
+    if near:
+        panels.append((near, (whole[0], 0.0, 1 - whole[0], whole[1]), 1.8))
+    for part, place, width in panels:
+        axes = figure.add_axes(place)
+        axes.imshow(as_seen(image_zyx[z][part]), cmap="gray", vmin=window_hu[0], vmax=window_hu[1], aspect=aspect)
+        for masks, others, color in ((reference, prediction, REFERENCE_COLOR), (prediction, reference, PREDICTION_COLOR)):
+            axes.imshow(_tinted(as_seen((masks[focus][z] & ~others[focus][z])[part]), color), aspect=aspect)
+            for mask in masks.values():
+                outline = as_seen(mask[z][part])
+                if outline.any() and min(outline.shape) > 1:
+                    axes.contour(outline.astype(float), [0.5], colors=[color], linewidths=width)
+        axes.axis("off")
+    _caption(figure, title, z)
     figure.savefig(path, facecolor="black")
+
+
+def _caption(figure: "Figure", title: str, z: int) -> None:
+    """The title in two lines, where from and what is wrong; the key of the colors; the slice."""
+    where, _, wrong = title.rpartition(" · ")
+    figure.text(0.02, 0.985, where if len(where) < 62 else where[:60] + "…", color="white", fontsize=8.5, va="top")
+    top = 0.985 - 0.17 / figure.get_figheight()
+    figure.text(0.02, top, f"{wrong}, slice {z}", color="white", fontsize=8.5, va="top")
+    for x, text, color in ((0.86, "reference", REFERENCE_COLOR), (0.99, "prediction", PREDICTION_COLOR)):
+        figure.text(x, top, text, color=color, fontsize=8.5, va="top", ha="right")
+
+
+def near_of(mask_yx: np.ndarray, spacing_mm_yx: tuple[float, ...]) -> tuple[slice, slice] | None:
+    """The square of CLOSE_MM around a mask (y, x), or what holds all of it; None where the mask is empty."""
+    if not mask_yx.any():
+        return None
+    parts = []
+    for axis, (size, spacing) in enumerate(zip(mask_yx.shape, spacing_mm_yx, strict=True)):
+        span = np.flatnonzero(mask_yx.any(axis=1 - axis))
+        reach = max(CLOSE_MM / spacing, float(np.ptp(span)) + 6) / 2
+        middle = (span[0] + span[-1]) / 2
+        parts.append(slice(max(int(middle - reach), 0), min(int(np.ceil(middle + reach)) + 1, size)))
+    return parts[0], parts[1]
 
 
 def _tinted(mask_yx: np.ndarray, color: str) -> np.ndarray:

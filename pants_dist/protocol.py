@@ -90,13 +90,32 @@ def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def keep_analysis(out: Path, analysis: Analysis) -> str | None:
-    """Write OUT/analysis.json, all choices and their digest; returns the digest that stood there, if another one."""
-    path = out / "analysis.json"
+def keep_analysis(out: Path, analysis: Analysis) -> list[tuple[str, list[str]]]:
+    """Write OUT/analysis.json: all choices, their digest, and those of other analyses that were reported there before.
+
+    Returns the other ones, oldest first: (digest, choices that differ from this one's).
+    """
+    path, choices = out / "analysis.json", json.loads(json.dumps(asdict(analysis)))
     try:
-        before = str(json.loads(path.read_text(encoding="utf-8"))["digest"])
+        before = dict(json.loads(path.read_text(encoding="utf-8")))
+        ones = [*before.pop("earlier", []), before]
+        others = [dict(one) for one in ones if one["digest"] != analysis.digest]
     except (OSError, ValueError, KeyError, TypeError):
-        before = analysis.digest
+        others = []
     with replacing(path) as file:
-        file.write(json.dumps({"digest": analysis.digest, **asdict(analysis)}, indent=2, sort_keys=True).encode())
-    return before if before != analysis.digest else None
+        kept = {"digest": analysis.digest, **choices, "earlier": others}
+        file.write(json.dumps(kept, indent=2, sort_keys=True).encode())
+    return [(one["digest"], [name for name in choices if one.get(name) != choices[name]]) for one in others]
+
+
+def spoken(analysis: Analysis) -> list[tuple[str, str]]:
+    """Every choice as (name, value) in words."""
+    return [(name, _words(value)) for name, value in asdict(analysis).items()]
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {one:g}" for name, one in value.items())
+    if isinstance(value, tuple):
+        return ", ".join(" and ".join(pair) for pair in value) or "every pair"
+    return f"{value:,}" if isinstance(value, int) else str(value)

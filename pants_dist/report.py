@@ -11,7 +11,8 @@ import pandas as pd
 from pants_dist import __version__, figures
 from pants_dist.detection import named
 from pants_dist.disk import replacing
-from pants_dist.stats import FEWEST, Estimate, sensitivity_specificity, t_interval
+from pants_dist.scores import UNIT
+from pants_dist.stats import FEWEST, Estimate, Labels, outermost, sensitivity_specificity, t_interval
 from pants_dist.tables import shown
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from pants_dist.sections import Section
 
 FEWEST_FOR_A_GAP = (5, 5)  # seen and held-out centers, below which no verdict on a gap is given
+CONFOUNDED = "Center is confounded with source dataset: scanner, protocol, patients and annotators differ together."
 SHORT = {"pancreatic_lesion": "lesion"}
 NAN = float("nan")
 
@@ -45,11 +47,26 @@ def patients_of(rows: pd.DataFrame) -> pd.Series | None:
     return rows["patient"] if "patient" in rows else None
 
 
+def centers_known(rows: pd.DataFrame) -> bool:
+    """Whether anyone says which center each case is from: groups by another column, such as sex, are no centers."""
+    return UNIT not in rows or bool(rows[UNIT].notna().any())
+
+
+def centers_of(rows: pd.DataFrame) -> list[str]:
+    """The center of each case whatever the groups in the column `center` are; "" for all where nobody names them."""
+    return (rows[UNIT].fillna("") if UNIT in rows else rows["center"]).tolist()
+
+
+def witnesses_of(rows: pd.DataFrame) -> Labels | None:
+    """What an interval over these rows counts as one: centers if there are FEWEST, for their cases are alike; else patients."""
+    return outermost(centers_of(rows), patients_of(rows))
+
+
 def _center_row(center: str, seen: bool | None, part: pd.DataFrame, columns: list[str]) -> dict[str, Any]:
     row = {"center": center, "center_kind": part["center_kind"].iloc[0], "seen": seen, "n": len(part)}
     row |= detection(part)
     for column in columns:
-        found = t_interval(part[column], patients_of(part), bounds=(0, 1))
+        found = t_interval(part[column], witnesses_of(part), bounds=(0, 1))
         row |= {column: found.value, f"{column}/low": found.low, f"{column}/high": found.high}
     return row
 
@@ -65,7 +82,7 @@ def detection(rows: pd.DataFrame) -> dict[str, Any]:
     nothing = Estimate(NAN, NAN, NAN, 0)
     sensitivity, specificity = nothing, nothing
     if "lesion_present" in rows and "lesion_predicted" in rows:
-        sensitivity, specificity = sensitivity_specificity(rows["lesion_present"], rows["lesion_predicted"], patients_of(rows))
+        sensitivity, specificity = sensitivity_specificity(rows["lesion_present"], rows["lesion_predicted"], witnesses_of(rows))
     return {"positives": sensitivity.n, **named("sensitivity", sensitivity), **named("specificity", specificity)}
 
 
@@ -76,8 +93,9 @@ def shown_structures(structures: Sequence[str]) -> list[str]:
 
 
 def verdict(centers: pd.DataFrame) -> str:
-    """One sentence on the gap between seen and held-out centers, or why none can be given."""
-    counts = [int((centers["seen"] == seen).sum()) for seen in (True, False)]
+    """One sentence on the gap between seen and held-out hospitals, or why none can be given; pools do not count."""
+    known = figures.hospitals(centers)
+    counts = [int((known["seen"] == seen).sum()) for seen in (True, False)]
     if not any(counts):
         return "Nobody says which of them were trained on, so there is no gap to speak of."
     if min(counts) == 0:
@@ -95,12 +113,12 @@ def print_table(centers: pd.DataFrame, structures: Sequence[str], console: "Cons
     from rich import box
     from rich.table import Table
 
-    names = shown_structures(structures)
+    names = fitting(structures, console.width)
     title = f"Dice by {by} (95 % t-interval from {FEWEST} cases on)"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column(by, overflow="fold", max_width=34)
+    table.add_column(by, overflow="fold", min_width=16, max_width=34)
     table.add_column("", no_wrap=True)
-    for heading in ("n", *(SHORT.get(name, name) for name in names), "sens.", "spec."):
+    for heading in ("n", *(SHORT.get(name, name).replace("_", "\n") for name in names), "sens.", "spec."):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in centers.to_dict("records"):
         scores = [_with_interval(row, f"dsc/{name}").replace(" ", "\n") for name in names]
@@ -110,9 +128,17 @@ def print_table(centers: pd.DataFrame, structures: Sequence[str], console: "Cons
         means = [_number(part[f"dsc/{name}"].mean()) for name in names]
         table.add_row(f"mean of {len(part)}", _kind(seen), str(part["n"].sum()), *means, "", "")
     console.print(table)
+    more = len(structures) - len(names)
     console.print(
-        f"Sensitivity and specificity count patients; positive: any predicted lesion voxel. {verdict(centers)}", style="dim"
-    )
+        "Sensitivity and specificity count patients; positive: any predicted lesion voxel. "
+        + (f"{more} more structures: in the report. " if more else "")
+        + f"{verdict(centers)} {CONFOUNDED}", style="dim"
+    )  # fmt: skip
+
+
+def fitting(structures: Sequence[str], columns: int) -> list[str]:
+    """As many of `shown_structures` as a terminal of so many columns has room for beside names, counts and shares."""
+    return shown_structures(structures)[: max((columns - 47) // 11, 1)]
 
 
 def _kind(seen: Any) -> str:
@@ -143,11 +169,13 @@ def write_report(
     by: str = "center",
     sections: Sequence["Section"] = (),
     checks: Sequence["Item"] = (),
+    primary: str | None = None,
 ) -> Path:
     """Write OUT/report.html, one file that needs no other, from rows of cases; returns its path.
 
     `facts` are shown at its head; `pictures` are titles and PNG files of the worst cases, worst first. `by` is what the
-    groups in the column `center` are called; `sections` and `checks` (a guideline's items) follow the table by group.
+    groups in the column `center` are called; `sections` and `checks` (a guideline's items) follow the table by group;
+    figures by group are of the score `primary`, or of the first structure's Dice.
     """
     from jinja2 import Environment
 
@@ -157,10 +185,10 @@ def write_report(
     page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)
     text = page.render(
         facts=facts, cards=_cards(rows, names), verdict=verdict(centers), version=__version__, by=by,
-        memorised=set(rows["split"]) == {"train"}, headings=[SHORT.get(name, name) for name in names],
+        confounded=CONFOUNDED, memorised=set(rows["split"]) == {"train"}, headings=[SHORT.get(name, name) for name in names],
         centers=[_cells(row, names) for row in centers.to_dict("records")],
         cases=[_case_cells(row, names) for row in rows.sort_values("case").to_dict("records")],
-        figures=[_inlined_figure(picture) for picture in figures.of_centers(rows, centers, names, by)],
+        figures=[_inlined_figure(picture) for picture in figures.of_centers(rows, centers, names, by, primary)],
         sections=[_section(section) for section in sections], checks=checks,
         tolerances=", ".join(f"{name} {mm:g}" for name, mm in tolerances_of(rows, structures).items()),
         pictures=[(title, _inlined(path)) for title, path in pictures],
@@ -201,8 +229,14 @@ def _cards(rows: pd.DataFrame, names: Sequence[str]) -> list[tuple[str, str, str
 def _cells(row: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     scores = [(_number(row[f"dsc/{name}"]), _with_interval(row, f"dsc/{name}")[4:]) for name in names]
     positives = row["positives"] if row["sensitivity/n"] + row["specificity/n"] else ""
-    return {"name": row["center"], "kind": _kind(row["seen"]), "n": row["n"], "positives": positives, "scores": scores,
-            "shares": _shares(row)}  # fmt: skip
+    return {"name": row["center"], "kind": _kind(row["seen"]), "what": _not_single(row), "n": row["n"], "positives": positives,
+            "scores": scores, "shares": _shares(row)}  # fmt: skip
+
+
+def _not_single(row: dict[str, Any]) -> str:
+    """What a center is where it is no single hospital."""
+    kind = row["center_kind"]
+    return "pool of hospitals" if kind == "pool" else "unknown" if kind == "unknown" and row["center"] != "unknown" else ""
 
 
 def _case_cells(row: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:

@@ -16,21 +16,23 @@ from pants_dist.metrics import DEFAULT_TOLERANCE_MM
 from pants_dist.protocol import Analysis, keep_analysis, read_analysis
 from pants_dist.report import shown_structures, tolerances_of, write_report
 from pants_dist.scores import (
+    UNIT,
     by_case,
+    checked,
+    grouped,
     joined,
-    labels_of,
     prevalence_elsewhere,
     read_cells,
     read_metadata,
     read_scores,
     separator,
 )
-from pants_dist.sections import Section, primary_of, sections_of
+from pants_dist.sections import Section, analysis_section, primary_of, sections_of
+from pants_dist.shortcuts import with_shortcut
 from pants_dist.structures import LESION
 from pants_dist.worst import pictures_of, worst_table
 
 ABSENT = {"seen": None, "center_kind": "", "split": ""}  # columns that a table may leave out
-CENTERS = ("center", "centre", "site", "hospital", "institution")  # groups that are a sample of centers
 
 
 @dataclass
@@ -67,14 +69,20 @@ def report_results(
     plan = read_analysis(analysis)
     found = read_results(results, metadata, group, plan)
     _check_models(found, plan, declared=analysis is not None)
+    found.models = {name: with_shortcut(rows, plan) for name, rows in found.models.items()}
     by, rows, structures = group or "center", found.rows, structures_of(found.rows)
-    parts = sections_of(found.models, structures, plan, by, centers=by.lower() in CENTERS)
+    parts = sections_of(found.models, structures, plan, by, centers=UNIT not in rows)
     out.mkdir(parents=True, exist_ok=True)
-    changed = keep_analysis(out, plan)
-    found.facts["Analysis"] = plan.digest[:12] + (f", changed from {changed[:12]} of the report before" if changed else "")
+    others = keep_analysis(out, plan)
+    found.facts["Analysis"] = plan.digest[:12] + ("" if analysis else ", no file: defaults")
+    if others:
+        said = (f"{digest[:12]} ({', '.join(names) or 'choices of another version'})" for digest, names in others)
+        found.facts["Changed"] = f"reported here before by {listing(list(said))}"
+    parts.append(analysis_section(plan, others, declared=analysis is not None))
     _write_files(out, found, plan, by, parts)
     checks = checklist(rows, len(found.models), plan, declared=analysis is not None)
-    write_report(out, rows, structures, found.facts, found.pictures, by, parts, checks)
+    primary = primary_of(rows, structures, plan)
+    write_report(out, rows, structures, found.facts, found.pictures, by, parts, checks, primary)
     return rows
 
 
@@ -90,7 +98,8 @@ def _write_files(out: Path, found: Results, plan: Analysis, by: str, parts: Sequ
         (out / name).mkdir(exist_ok=True)
         tables.write_table(out / name, "groups", group_table(rows, structures_of(rows)))
     pictures = [picture for part in parts for picture in part.pictures]
-    for picture in (*of_centers(found.rows, centers, shown_structures(structures), by), *pictures):
+    primary = primary_of(found.rows, structures, plan)
+    for picture in (*of_centers(found.rows, centers, shown_structures(structures), by, primary), *pictures):
         write_picture(out, picture)
 
 
@@ -124,7 +133,7 @@ def _grouped(rows: pd.DataFrame, group: str | None, result: Path, plan: Analysis
     if group is None and "center" not in rows:
         raise UserError(f"results {result}: no column center; give --metadata FILE --group COLUMN")
     rows = rows.assign(**{name: value for name, value in ABSENT.items() if name not in rows})
-    rows["center"] = labels_of(rows, group or "center", f"{result} and the metadata")
+    rows = grouped(rows, group or "center", f"{result} and the metadata")
     if (amount := f"predicted_voxels/{LESION}") in rows:
         rows["lesion_predicted"] = (rows[amount] > plan.lesion_voxels).astype(object).where(rows[amount].notna(), None)
     return rows
@@ -163,7 +172,7 @@ def model_names(results: Sequence[Path]) -> list[str]:
 
 def tables_of(result: Path) -> list[Path]:
     """The tables of rows in a file or folder; of a run's folder, one for each split that was scored."""
-    if result.is_file():
+    if result.is_file() or result.suffix.lower() in (".csv", ".parquet", ".pq", ".xlsx"):
         return [result]
     for pattern in ("evaluation/*/cases.parquet", "cases.parquet", "*/cases.parquet"):
         if found := sorted(result.glob(pattern)):
@@ -181,7 +190,7 @@ def read_rows(path: Path) -> pd.DataFrame:
         return read_scores(path, table)
     if path.suffix.lower() == ".csv":
         table = pd.read_csv(path, sep=separator(path), encoding="utf-8-sig", skipinitialspace=True)
-    return by_case(table, path, "results")
+    return checked(by_case(table, path, "results"), path)
 
 
 def _listed(paths: Sequence[Path]) -> str:

@@ -164,7 +164,32 @@ def center_adjusted_auc(
     without positives or without negatives have no weight and are in the table to be seen. Interval: bootstrap of centers,
     then clusters.
     """
-    truth, score = as_floats(present), as_floats(scores)
+    value, resamples, table, size = _adjusted(as_floats(present), as_floats(scores), centers, clusters, draws, seed)
+    return AdjustedAuc(Estimate(value, *percentile_interval(resamples, level), size), table)
+
+
+def center_adjusted_difference(
+    present: Iterable[Any],
+    first: Iterable[Any],
+    second: Iterable[Any],
+    centers: Labels,
+    clusters: Labels | None = None,
+    draws: int = DRAWS,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Difference:
+    """Center-adjusted AUC of the first score less that of the second on the same cases, both in the same resamples."""
+    truth, one, other = as_floats(present), as_floats(first), as_floats(second)
+    truth = np.where(np.isnan(one) | np.isnan(other), NAN, truth)
+    found = [_adjusted(truth, score, centers, clusters, draws, seed) for score in (one, other)]
+    apart = found[0][1] - found[1][1]
+    return Difference(found[0][0] - found[1][0], *percentile_interval(apart, level), two_sided_p(apart))
+
+
+def _adjusted(
+    truth: np.ndarray, score: np.ndarray, centers: Labels, clusters: Labels | None, draws: int, seed: int
+) -> tuple[float, np.ndarray, pd.DataFrame, int]:
+    """Center-adjusted AUC, its resamples, the table of centers, and the number of cases."""
     whole = ~np.isnan(truth) & ~np.isnan(score)
     groups = nest(centers, clusters, whole)
     positive, score = truth[whole] == 1, score[whole]
@@ -182,4 +207,4 @@ def center_adjusted_auc(
     table["weight"] = scored / scored.sum() if scored.sum() else 0.0
     value = float((table["weight"] * table["auc"]).sum()) if scored.sum() else NAN
     resamples = np.divide(weighted, total, out=np.full(draws, NAN), where=total > 0)
-    return AdjustedAuc(Estimate(value, *percentile_interval(resamples, level), size), table)
+    return value, resamples, table, size

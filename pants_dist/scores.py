@@ -4,9 +4,11 @@ Separators, byte-order marks, stray blanks, decimal commas and file endings afte
 mean them. What cannot be read is refused by name.
 """
 
+import csv
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,7 +21,13 @@ from pants_dist.structures import PANTS
 
 CASE_NAMES = ("case", "case id", "pants id", "caseid", "case name", "id", "name", "bdmap id", "patient id", "image", "file")
 BLANK = (*EMPTY_CELLS, "n/a", "N/A", "NaN", "-", "None")
-OUR_COLUMNS = ("seen", "lesion_present", "lesion_predicted", "tumor_flag")  # 0 and 1, but no scores
+UNIT = "center/unit"  # the center of a case where the groups are something else; None where nobody names it
+CENTERS = ("center", "centre", "hospital", "clinic", "institution", "institute", "site")  # columns of centers
+OUR_COLUMNS = ("seen", "lesion_present", "lesion_predicted", "tumor_flag")  # yes and no, but no scores
+YES, NO = ("1", "1.0", "true", "yes", "seen"), ("0", "0.0", "false", "no", "held-out", "held out")
+AMOUNTS = ("predicted_", "reference_", "hd95_mm/", "tolerance_mm/", "lesion_max_logit", "n_voxels", "trained_cases")
+COUNTS = ("lesion_components", "lesion_components_hit", "lesion_components_false")
+LISTS = ("lesion_component_logits", "lesion_component_matched")  # a list a case, which CSV does not hold
 
 
 def read_cells(path: Path, what: str) -> pd.DataFrame:
@@ -33,8 +41,15 @@ def read_cells(path: Path, what: str) -> pd.DataFrame:
         elif path.suffix.lower() in (".parquet", ".pq"):
             return pd.read_parquet(path)
         else:
+            _once_each(path, what)
             table = pd.read_csv(path, dtype=str, keep_default_na=False, sep=separator(path), encoding="utf-8-sig")
-    except (OSError, ValueError, KeyError) as error:  # pandas', pyarrow's and unicode's own are kinds of ValueError
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise UserError(f"{what} {path}: no such file") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{what} {path}: is not in UTF-8; save it as CSV in UTF-8") from error
+    except (OSError, ValueError, KeyError) as error:  # pandas' and pyarrow's own are kinds of ValueError
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{what} {path}: cannot be read ({reason}); give CSV, xlsx or parquet") from error
     except Exception as error:  # a broken xlsx: zipfile and openpyxl each raise their own
@@ -51,6 +66,14 @@ def separator(path: Path) -> str:
     return max(",;\t", key=head.count)
 
 
+def _once_each(path: Path, what: str) -> None:
+    """Raises UserError where a heading of a CSV file stands twice, which pandas would call name.1."""
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        names = [tidy(name) for name in next(csv.reader(file, delimiter=separator(path)), [])]
+    if twice := [name for name in names if name and names.count(name) > 1]:
+        raise UserError(f"{what} {path}: two columns are called {twice[0]}; keep one of them")
+
+
 def by_case(table: pd.DataFrame, path: Path, what: str) -> pd.DataFrame:
     """The table with a column `case` of ids without file endings. Raises UserError for none, or an id twice."""
     names = {_plain(name): name for name in reversed(list(table.columns))}
@@ -58,7 +81,12 @@ def by_case(table: pd.DataFrame, path: Path, what: str) -> pd.DataFrame:
     if found is None:
         raise UserError(f"{what} {path}: no case column among {listing(map(str, table.columns))}; name it case")
     cases = table[found].map(lambda cell: re.sub(r"\.(nii(\.gz)?|npz)$", "", tidy(cell)))
-    table = table.drop(columns=found).assign(case=cases)[lambda rows: ~rows["case"].isin(BLANK)]
+    nameless = cases.isin(BLANK)
+    if what == "results":
+        filled = table.drop(columns=found).map(lambda cell: not (np.ndim(cell) == 0 and (pd.isna(cell) or cell in BLANK)))
+        if (lost := np.flatnonzero(nameless & filled.any(axis=1))).size:
+            raise UserError(f"{what} {path}: row {lost[0] + 1} has no {found}; name its case, or take the row out")
+    table = table.drop(columns=found).assign(case=cases)[~nameless]
     if (twice := table["case"].duplicated()).any():
         raise UserError(f"{what} {path}: case {table.loc[twice, 'case'].iloc[0]} stands in it twice; keep one row")
     return table.reset_index(drop=True)
@@ -76,20 +104,62 @@ def read_scores(path: Path, table: pd.DataFrame) -> pd.DataFrame:
         name = _plain(column).removeprefix("dsc/").replace(" ", "_")
         values, named = numbers(table[column]), name in PANTS
         between = values.dropna().between(0, 1).all() and values.notna().any()
-        if named and (wrong := _wrong(table[column], values)) is not None:
-            raise UserError(
-                f"results {path}: {column} is {table[column][wrong]!r} in case {table['case'][wrong]}; "
-                "scores are numbers from 0 to 1, blank where there is none"
-            )
-        if named or (between and _all_numbers(table[column], values) and column not in OUR_COLUMNS):
-            scores[column] = values.rename(f"dsc/{name}")
-        elif column in OUR_COLUMNS:
-            table[column] = table[column].map(_truth)
-        elif "/" in column or column.startswith("lesion_"):
-            table[column] = values
+        if named or (between and _all_numbers(table[column], values) and not _is_ours(column)):
+            if any(f"dsc/{name}" == other.name for other in scores.values()):
+                raise UserError(f"results {path}: two columns have scores of {name}, {column} among them; keep one of them")
+            scores[column] = _values(table, column, path, "scores", (0, 1)).rename(f"dsc/{name}")
     if not scores:
         raise UserError(f"results {path}: no column with a structure's scores (numbers from 0 to 1); add one")
-    return pd.concat([table.drop(columns=list(scores)), *scores.values()], axis=1)
+    if not any(values.notna().any() for values in scores.values()):
+        raise UserError(f"results {path}: {listing(scores)}: blank in every case; there is nothing to report")
+    return checked(pd.concat([table.drop(columns=list(scores)), *scores.values()], axis=1), path)
+
+
+def checked(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """Rows by case with every column that we know as numbers, or as True, False and None.
+
+    Raises UserError, naming column, cell and case, for what cannot be meant, such as a Dice of 87 or a flag of "maybe".
+    Lists that a CSV file holds as text are left out.
+    """
+    found: dict[str, Any] = {}
+    for column in table.columns.drop("case"):
+        if column.startswith(("dsc/", "nsd/")):
+            found[column] = _values(table, column, path, "scores", (0, 1))
+        elif column in OUR_COLUMNS:
+            found[column] = _flags(table, column, path)
+        elif column in COUNTS or column.startswith(AMOUNTS):
+            found[column] = _values(table, column, path, "amounts", (-np.inf, np.inf))
+    texts = [name for name in LISTS if name in table and table[name].map(lambda cell: isinstance(cell, str)).any()]
+    return table.drop(columns=texts).assign(**found)
+
+
+def _is_ours(column: str) -> bool:
+    return column in (*OUR_COLUMNS, *COUNTS) or column.startswith((*AMOUNTS, "nsd/"))
+
+
+def _values(table: pd.DataFrame, column: str, path: Path, what: str, limits: tuple[float, float]) -> pd.Series:
+    """A column as floats, NaN where it is blank. Raises UserError for the first cell that is no number within `limits`."""
+    cells, values = table[column], numbers(table[column])
+    wrong = np.flatnonzero(~(cells.isna() | cells.isin(BLANK) | values.between(*limits)))
+    if wrong.size:
+        says = "from 0 to 1, " if limits == (0, 1) else ""
+        raise UserError(
+            f"results {path}: {column} is {str(cells.iloc[wrong[0]])!r} in case {table['case'].iloc[wrong[0]]}; "
+            f"{what} are numbers {says}blank where there is none"
+        )
+    return values
+
+
+def _flags(table: pd.DataFrame, column: str, path: Path) -> pd.Series:
+    """A column as True, False and None. Raises UserError for the first cell that says neither yes nor no."""
+    cells = table[column].map(lambda cell: "" if pd.isna(cell) else tidy(cell))
+    wrong = np.flatnonzero(~(cells.isin(BLANK) | cells.str.lower().isin((*YES, *NO))))
+    if wrong.size:
+        raise UserError(
+            f"results {path}: {column} is {cells.iloc[wrong[0]]!r} in case {table['case'].iloc[wrong[0]]}; "
+            "give 1 or 0, blank where it is not known"
+        )
+    return cells.map(_truth).astype(object)
 
 
 def numbers(cells: pd.Series) -> pd.Series:
@@ -103,18 +173,11 @@ def numbers(cells: pd.Series) -> pd.Series:
 
 def _truth(cell: object) -> bool | None:
     text = str(cell).lower()
-    return None if text in ("", "na", "nan", "none", "-") else text in ("1", "1.0", "true", "yes")
+    return None if text in ("", "na", "n/a", "nan", "none", "-") else text in YES
 
 
 def _all_numbers(cells: pd.Series, values: pd.Series) -> bool:
     return bool((values.notna() | cells.isna() | cells.isin(BLANK)).all())
-
-
-def _wrong(cells: pd.Series, values: pd.Series) -> int | None:
-    """Place of the first cell that is neither blank nor a number from 0 to 1."""
-    blank = cells.isna() | cells.isin(BLANK)
-    wrong = np.flatnonzero(~(blank | values.between(0, 1)))
-    return int(wrong[0]) if wrong.size else None
 
 
 def read_metadata(path: Path) -> pd.DataFrame:
@@ -177,6 +240,18 @@ def prevalence_elsewhere(metadata: pd.DataFrame, rows: pd.DataFrame) -> pd.Serie
     flags = others["tumor_flag"].astype(float)
     centers = rows["case"].map(metadata.set_index("case")["center"])
     return centers.map(flags.groupby(others["center"]).mean()).fillna(flags.mean())
+
+
+def grouped(rows: pd.DataFrame, column: str, where: str) -> pd.DataFrame:
+    """Rows with the groups of `column` as `center`; where that is no column of centers, UNIT has the center of each case.
+
+    Raises UserError where there is no such column.
+    """
+    groups = labels_of(rows, column, where)
+    if _plain(column) not in CENTERS or (_plain(column) == "site" and "site detail" in rows):  # PanTS's "1 Site" is no center
+        own = next((name for wanted in CENTERS for name in rows if _plain(name) == wanted), None)
+        rows = rows.assign(**{UNIT: labels_of(rows, own, where) if own else None})
+    return rows.assign(center=groups)
 
 
 def labels_of(rows: pd.DataFrame, column: str, where: str) -> list[str]:

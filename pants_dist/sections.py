@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,16 +11,20 @@ from pants_dist import bycenter, comparisons, curves, shortcuts
 from pants_dist.breakdown import breakdown
 from pants_dist.cases import UNKNOWN
 from pants_dist.detection import amounts_of, detection_table, truth_of
-from pants_dist.figures import Picture
+from pants_dist.figures import Picture, spoken
 from pants_dist.metrics import DEFAULT_TOLERANCE_MM
 from pants_dist.protocol import Analysis
-from pants_dist.report import center_table, patients_of, tolerances_of
-from pants_dist.roc import clustered_difference, delong_difference
-from pants_dist.stats import as_floats, mcnemar
+from pants_dist.protocol import spoken as spoken_choices
+from pants_dist.report import center_table, centers_known, centers_of, patients_of, tolerances_of, witnesses_of
+from pants_dist.roc import clustered_difference, delong, delong_difference
+from pants_dist.stats import as_floats, brier, calibration, mcnemar, t_interval
 from pants_dist.structures import LESION
 
-DETECTION = ("auc", "sensitivity", "specificity", "tuned_sensitivity", "tuned_specificity", "component_sensitivity")
+DETECTION = (
+    "auc", "hollow", "scan_auc", "sensitivity", "specificity", "tuned_sensitivity", "tuned_specificity", "component_sensitivity"
+)  # fmt: skip
 CALIBRATION = ("calibration_intercept", "calibration_slope", "brier")
+SPOKEN = {name: name.replace("_", " ").partition("/")[0] for name in bycenter.SCORES} | {bycenter.LOGIT: "largest logit"}
 MOST_GROUPS = 12  # above so many, pairs of groups go to the files only
 
 
@@ -54,6 +59,17 @@ def sections_of(
     return found
 
 
+def analysis_section(analysis: Analysis, others: Sequence[tuple[str, list[str]]], declared: bool) -> Section:
+    """What was chosen, its digest, and which choices other analyses reported in the same folder made differently."""
+    source = "analysis.yaml" if declared else "no analysis.yaml was given, so these are defaults"
+    remark = f"Chosen by {source}; SHA-256 {analysis.digest}. "
+    if others:
+        said = (f"{digest[:12]}, unlike in {', '.join(names) or 'choices of another version'}" for digest, names in others)
+        remark += f"In this folder other analyses were reported before: {'; '.join(said)}."
+    table = pd.DataFrame(spoken_choices(analysis), columns=["choice", "value"])
+    return Section("The analysis", remark, [("analysis", "Choices", table)])
+
+
 def _subgroups(rows: pd.DataFrame, structures: Sequence[str], analysis: Analysis) -> Section | None:
     tables = breakdown(rows, structures, primary_of(rows, structures, analysis), analysis)
     remark = (
@@ -67,26 +83,26 @@ def _subgroups(rows: pd.DataFrame, structures: Sequence[str], analysis: Analysis
 
 def _groups(rows: pd.DataFrame, structures: Sequence[str], analysis: Analysis, by: str) -> Section:
     primary = primary_of(rows, structures, analysis)
+    score = spoken(primary)
     values, groups = rows[primary], rows["center"].tolist()
     test = comparisons.kruskal(values, groups)
     pairs = comparisons.pairwise_mann_whitney(values, groups, analysis.adjust)
     remark = (
-        f"Is {primary} alike in every {by}? Kruskal-Wallis over {test.groups} groups and {test.n} cases: "
+        f"Is {score} alike in every {by}? Kruskal-Wallis over {test.groups} groups and {test.n} cases: "
         f"H = {test.statistic:.2f}, p = {test.p:.2g}, effect size epsilon squared = {test.epsilon2:.3f}. Pairs: two-sided "
         f"Mann-Whitney, adjusted over all pairs ({analysis.adjust}), with Cliff's delta. Cases are taken as independent here."
     )
     section = Section(
         f"Every structure, every {by}",
-        remark if test.p == test.p else f"One {by} alone has a {primary}: nothing to compare.",
-        [("groups", f"Dice by {by}", bycenter.group_table(rows, structures)), ("pairs", f"{primary} of pairs", pairs)],
+        remark if test.p == test.p else f"One {by} alone has a value of {score}: nothing to compare.",
+        [("groups", f"Dice by {by}", bycenter.group_table(rows, structures)), ("pairs", f"{score}, pair by pair", pairs)],
     )
     if surface := [name for name in structures if f"nsd/{name}" in rows and rows[f"nsd/{name}"].notna().any()]:
         section.tables += _surface(rows, surface, analysis, by)
     section.hidden = {"groups"} | ({"pairs"} if test.groups > MOST_GROUPS or pairs.empty else set())
     if test.groups:
-        caption = "Median and quartiles; whiskers to the 5th and 95th percentile of cases."
-        picture = Picture("boxes", f"{primary} by {by}", caption, curves.box_plot(values, groups, primary))
-        section.pictures.append(picture)
+        caption = "Median and quartiles; whiskers to the 5th and 95th percentile of cases. Below five cases: the cases."
+        section.pictures.append(Picture("boxes", f"{score} by {by}", caption, curves.box_plot(values, groups, score)))
     return section
 
 
@@ -152,17 +168,18 @@ def _detection(rows: pd.DataFrame, structures: Sequence[str], analysis: Analysis
         ("auc_weights", "Weight of each center in the AUC within centers", shortcuts.weight_table(rows, analysis)),
     ]
     if _presets_apply(rows):
-        presets = detection_table(rows, patients_of(rows), analysis.draws, analysis.seed)
+        presets = detection_table(rows.assign(center=centers_of(rows)), patients_of(rows), analysis.draws, analysis.seed)
+        presets = shortcuts.with_shortcut_areas(presets, rows)
         tables.append(("presets", "Every definition of detection by its name", presets))
     shown = [entry for entry in tables if not entry[2].empty]
     return Section("Lesion detection", remark, shown, _curves(rows, truth, score))
 
 
 def _auc_marked(centers: pd.DataFrame) -> pd.DataFrame:
-    """Centers with a hollow mark where their AUC rests on less than 20 and 20."""
+    """Centers with the column `hollow`: "○" where their AUC rests on less than 20 and 20."""
     hollow = centers["auc"].notna() & ~centers["auc/firm"].astype(bool)
-    names = centers["center"].where(~hollow, centers["center"] + " ○")
-    return centers.assign(center=names, set=centers["seen"].map({True: "seen", False: "held-out"}).fillna(""))
+    marks = hollow.map({True: "○", False: ""})
+    return centers.assign(hollow=marks, set=centers["seen"].map({True: "seen", False: "held-out"}).fillna(""))
 
 
 def _with_intervals(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
@@ -180,16 +197,29 @@ def _curves(rows: pd.DataFrame, truth: str, score: str) -> list[Picture]:
     amounts = {name: amounts_of(rows, name, present) for name in known[:2]}
     pictures = []
     if 0 < np.nansum(present) < (~np.isnan(present)).sum():
-        caption = f"All cases pooled, truth by {truth}."
-        pictures.append(Picture("roc", "ROC", caption, curves.roc_plot(present, amounts)))
+        caption = f"All cases pooled, truth by {truth}. Gray: shortcuts that never look at the scan."
+        others = shortcuts.shortcut_scores(rows, present)
+        said = {SPOKEN.get(name, name): values for name, values in amounts.items()}
+        ours, theirs = ({_with_area(name, present, score): score for name, score in part.items()} for part in (said, others))
+        pictures.append(Picture("roc", "ROC", caption, curves.roc_plot(present, ours, theirs)))
     if "lesion_component_logits" in rows and as_floats(rows["lesion_components"]).max(initial=0) > 0:
         parts = dict(bycenter.sides(rows))
         caption = "Components (26-neighborhood) matched one to one, IoU at least 0.1."
         pictures.append(Picture("froc", "FROC", caption, curves.froc_plot(parts)))
     if score == bycenter.LOGIT:
-        caption = "Tenths of cases by the largest lesion probability; the dotted line is perfect."
-        pictures.append(Picture("calibration", "Calibration", caption, curves.calibration_plot(present, amounts[score])))
+        caption = "Tenths of cases by the largest lesion probability, with Wilson's intervals; the dotted line is perfect."
+        figure = curves.calibration_plot(present, amounts[score], _calibration_words(rows, present))
+        pictures.append(Picture("calibration", "Calibration", caption, figure))
     return pictures
+
+
+def _calibration_words(rows: pd.DataFrame, present: np.ndarray) -> str:
+    logits, witnesses = as_floats(rows[bycenter.LOGIT]), witnesses_of(rows)
+    weak = calibration(present, logits, witnesses)
+    square = brier(present, 1 / (1 + np.exp(-np.clip(logits, -500, 500))), witnesses)
+    named = {"Intercept": weak.intercept, "Slope": weak.slope, "Brier score": square}
+    known = {name: one for name, one in named.items() if one.value == one.value}
+    return "\n".join(f"{name} {one.value:.2f} ({one.low:.2f} to {one.high:.2f})" for name, one in known.items())
 
 
 def _models(models: Mapping[str, pd.DataFrame], structures: Sequence[str], analysis: Analysis) -> Section:
@@ -201,22 +231,44 @@ def _models(models: Mapping[str, pd.DataFrame], structures: Sequence[str], analy
     tables = {name: table.loc[common] for name, table in tables.items()}
     first = next(iter(tables.values()))
     primary = primary_of(first.reset_index(), structures, analysis)
-    given = {"centers": first["center"].tolist(), "clusters": patients_of(first), "draws": analysis.draws}
+    units = centers_of(first) if centers_known(first) else None
+    given: dict[str, Any] = {"centers": units, "clusters": patients_of(first), "draws": analysis.draws}
     scores = {name: table[primary].to_numpy() for name, table in tables.items() if primary in table}
     pairs = comparisons.compare_models(scores, **given, adjust=analysis.adjust, seed=analysis.seed)
     pairs = declared(pairs, analysis).rename(columns={"low": "difference/low", "high": "difference/high"})
     remark = (
-        f"{primary} on the {len(common):,} cases that all {len(models)} models have, two-sided, paired, clustered by center, "
-        f"adjusted over all declared pairs, {len(pairs)} ({analysis.adjust}). Rows of the matrix less columns, in points. "
+        f"{spoken(primary)} on the {len(common):,} cases that all {len(models)} models have, two-sided, paired, "
+        f"{'clustered by center' if units else 'cases taken as independent, for nobody names their centers'}, "
+        f"adjusted over all declared pairs, {len(pairs)} ({analysis.adjust}). "
         "Touchstone's one-sided Wilcoxon test with Holm stands beside it for comparison: it takes cases as independent."
     )
     found = [("comparisons", "Pairs of models", pairs)]
     found.append(("touchstone", "Touchstone's preset", comparisons.touchstone_wilcoxon(scores)))
     if not (lesions := detection_pairs(tables, pairs, analysis)).empty:
         found.append(("detection_comparisons", "Pairs of models, lesion detection", lesions))
-    figure = curves.significance_plot(pairs, list(scores))
-    picture = Picture("significance", f"Who is better in {primary}", "Bold: adjusted p below 0.05.", figure)
-    return Section("Models compared", remark, found, [picture])
+    said = "Model of the row less model of the column; bold: adjusted p below 0.05."
+    figure = curves.significance_plot(pairs, list(scores), spoken(primary))
+    pictures = [Picture("significance", f"Who is better in {spoken(primary)}", said, figure)]
+    return Section("Models compared", remark, found, [*pictures, *_models_roc(tables)])
+
+
+def _models_roc(tables: Mapping[str, pd.DataFrame]) -> list[Picture]:
+    """ROC curves of all models on the cases of all, if all have the same score of lesions."""
+    first = next(iter(tables.values()))
+    truth, score = bycenter.truth_known(first), bycenter.score_known(first)
+    if not truth or not score or not all(score in table for table in tables.values()):
+        return []
+    present = truth_of(first, truth)
+    if not 0 < np.nansum(present) < (~np.isnan(present)).sum():
+        return []
+    amounts = {name: amounts_of(table, score, present) for name, table in tables.items()}
+    amounts = {_with_area(name, present, values): values for name, values in amounts.items()}
+    caption = f"Cases that all models have, truth by {truth}, score {score}."
+    return [Picture("roc_models", "ROC of every model", caption, curves.roc_plot(present, amounts))]
+
+
+def _with_area(name: str, present: np.ndarray, values: np.ndarray) -> str:
+    return f"{name}: AUC {delong(present, [values])[0][0]:.3f}"
 
 
 def declared(pairs: pd.DataFrame, analysis: Analysis) -> pd.DataFrame:
@@ -238,7 +290,7 @@ def detection_pairs(tables: Mapping[str, pd.DataFrame], pairs: pd.DataFrame, ana
     truth, score = bycenter.truth_known(first), bycenter.score_known(first)
     if not truth or not score or not all(score in table for table in tables.values()):
         return pd.DataFrame()
-    present, centers, lines = truth_of(first, truth), first["center"].tolist(), []
+    present, centers, lines = truth_of(first, truth), centers_of(first), []
     independent = score == bycenter.LOGIT and first.get("patient", first.index.to_series()).is_unique
     for pair in zip(pairs["first"], pairs["second"], strict=True):
         ours, theirs = (tables[name] for name in pair)
@@ -251,7 +303,10 @@ def detection_pairs(tables: Mapping[str, pd.DataFrame], pairs: pd.DataFrame, ana
         if "lesion_predicted" in ours and "lesion_predicted" in theirs:
             hits = [np.where(present == 1, as_floats(table["lesion_predicted"]), np.nan) for table in (ours, theirs)]
             found = mcnemar(*hits)
-            line |= {"only first finds": found.only_first, "only second finds": found.only_second, "p (McNemar)": found.p}
+            more = t_interval(hits[0] - hits[1], witnesses_of(first.reset_index()))
+            line |= {"sensitivity difference": more.value, "sensitivity difference/low": more.low}
+            line |= {"sensitivity difference/high": more.high, "only first finds": found.only_first}
+            line |= {"only second finds": found.only_second, "p (McNemar)": found.p}
         lines.append(line)
     table = pd.DataFrame(lines)
     for name in [name for name in ("p", "p (DeLong)", "p (McNemar)") if name in table]:

@@ -11,25 +11,63 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pants_dist.bycenter import FEWEST_FOR_AN_AUC, score_known, truth_known
+from pants_dist.bycenter import FEWEST_FOR_AN_AUC, SHORTCUT, score_known, truth_known
 from pants_dist.detection import amounts_of, truth_of
 from pants_dist.protocol import Analysis
-from pants_dist.report import patients_of
-from pants_dist.roc import center_adjusted_auc, clustered_auc
+from pants_dist.report import centers_known, centers_of, patients_of
+from pants_dist.roc import center_adjusted_auc, center_adjusted_difference, clustered_auc, delong
 from pants_dist.stats import NAN, as_floats
 
+SCAN, PREVALENCE = "spacing, shape, phase", "center prevalence alone"
 FOLDS = 5
 PENALTY = 1.0  # of the squared coefficients of standardized features, halved
 PHASES = ("phase", "ct phase")  # columns that may hold the contrast phase
 LENGTHS = ("spacing", "shape", "spacing_z_mm", "n_voxels")  # columns of numbers, or of texts that hold some
 
 
-def auc_table(rows: pd.DataFrame, analysis: Analysis) -> pd.DataFrame:
-    """AUCs of the model and of both shortcuts on the same cases: pooled, and within centers (Janes & Pepe 2009).
+def with_shortcut(rows: pd.DataFrame, analysis: Analysis) -> pd.DataFrame:
+    """Rows with the column SHORTCUT, cross-validated over all of them, where they tell lesions and what scans are like."""
+    if (truth := truth_known(rows)) is None:
+        return rows
+    present, chance = truth_of(rows, truth), np.full(len(rows), NAN)
+    known = ~np.isnan(present)
+    if not (features := scan_features(rows[known])).size:
+        return rows
+    chance[known] = cross_validated(features, present[known], _patients(rows[known]), analysis.seed)
+    return rows.assign(**{SHORTCUT: chance})
+
+
+def shortcut_scores(rows: pd.DataFrame, present: np.ndarray) -> dict[str, np.ndarray]:
+    """Of each shortcut that these rows know a score a case, shape (n,), by its name.
 
     The prevalence of a center is that among other scans where the rows have it (`scores.prevalence_elsewhere`).
-    Columns: score, positives, negatives, pooled and within centers with /low and /high, and `over shortcut`, the model's
-    AUC within centers less that of spacing, shape and phase. Empty where the rows have no truth or no score.
+    """
+    scores = {}
+    if centers_known(rows):
+        elsewhere = "center_prevalence" in rows
+        scores[PREVALENCE] = as_floats(rows["center_prevalence"] if elsewhere else prevalence_scores(centers_of(rows), present))
+    if SHORTCUT in rows:
+        scores[SCAN] = as_floats(rows[SHORTCUT])
+    return scores
+
+
+def with_shortcut_areas(presets: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """Every line of `detection.detection_table` that has an AUC with the shortcuts' beside it, by the same truth."""
+    table = presets.copy()
+    for truth in presets["truth"].unique():
+        present = truth_of(rows, truth)
+        for name, score in shortcut_scores(rows, present).items():
+            here = (presets["truth"] == truth) & presets["auc"].notna()
+            table.loc[here, f"auc of {name}"] = float(delong(present, [score])[0][0])
+    return table
+
+
+def auc_table(rows: pd.DataFrame, analysis: Analysis) -> pd.DataFrame:
+    """AUCs of the model and of the shortcuts on the same cases: pooled, and within centers (Janes & Pepe 2009).
+
+    Columns: score, positives, negatives, pooled and within centers with /low and /high; and of the model `over shortcut`,
+    its AUC within centers less that of spacing, shape and phase, with limits and p. Within centers is left out where nobody
+    names them. Empty where the rows have no truth or no score.
     """
     truth, column = truth_known(rows), score_known(rows)
     if truth is None or column is None:
@@ -40,33 +78,35 @@ def auc_table(rows: pd.DataFrame, analysis: Analysis) -> pd.DataFrame:
     rows, present, model = rows[usable], present[usable], model[usable]
     if not 0 < present.sum() < present.size:
         return pd.DataFrame()
-    shares = rows["center_prevalence"] if "center_prevalence" in rows else prevalence_scores(rows["center"].tolist(), present)
-    scores = {f"model ({column})": model, "center prevalence alone": as_floats(shares)}
-    if (features := scan_features(rows)).size:
-        scores["spacing, shape, phase"] = cross_validated(features, present, _patients(rows), analysis.seed)
-    given: dict[str, Any] = {"clusters": patients_of(rows), "draws": analysis.draws, "seed": analysis.seed}
-    table = [_line(name, present, score, rows["center"].tolist(), given) for name, score in scores.items()]
-    if len(table) == 3:
-        table[0]["over shortcut"] = table[0]["within centers"] - table[2]["within centers"]
+    rows = rows if SHORTCUT in rows else with_shortcut(rows, analysis)
+    scores = {f"model ({column})": model, **shortcut_scores(rows, present)}
+    given: dict[str, Any] = {"centers": centers_of(rows), "clusters": patients_of(rows)}
+    given |= {"draws": analysis.draws, "seed": analysis.seed}
+    table = [_line(name, present, score, centers_known(rows), given) for name, score in scores.items()]
+    if SCAN in scores and centers_known(rows):
+        more = center_adjusted_difference(present, model, scores[SCAN], **given)
+        table[0] |= {"over shortcut": more.value, "over shortcut/low": more.low, "over shortcut/high": more.high, "p": more.p}
     return pd.DataFrame(table)
 
 
-def _line(name: str, present: np.ndarray, score: np.ndarray, centers: list[str], given: dict[str, Any]) -> dict[str, Any]:
-    pooled = clustered_auc(present, score, centers, **given)
-    within = center_adjusted_auc(present, score, centers, **given).estimate
+def _line(name: str, present: np.ndarray, score: np.ndarray, known: bool, given: dict[str, Any]) -> dict[str, Any]:
+    pooled = clustered_auc(present, score, **given)
     row: dict[str, Any] = {"score": name, "positives": int(present.sum()), "negatives": int((1 - present).sum())}
     row |= {"pooled": pooled.value, "pooled/low": pooled.low, "pooled/high": pooled.high}
+    if not known:
+        return row
+    within = center_adjusted_auc(present, score, **given).estimate
     return row | {"within centers": within.value, "within centers/low": within.low, "within centers/high": within.high}
 
 
 def weight_table(rows: pd.DataFrame, analysis: Analysis) -> pd.DataFrame:
     """Each center's AUC (NaN below 10 and 10) and its weight in the model's AUC within centers; largest first."""
     truth, column = truth_known(rows), score_known(rows)
-    if truth is None or column is None:
+    if truth is None or column is None or not centers_known(rows):
         return pd.DataFrame()
     present = truth_of(rows, truth)
     amounts = amounts_of(rows, column, present)
-    found = center_adjusted_auc(present, amounts, rows["center"].tolist(), patients_of(rows), analysis.draws, analysis.seed)
+    found = center_adjusted_auc(present, amounts, centers_of(rows), patients_of(rows), analysis.draws, analysis.seed)
     few = found.centers[["positives", "negatives"]].min(axis=1) < FEWEST_FOR_AN_AUC
     table = found.centers.assign(auc=found.centers["auc"].mask(few))
     return table.sort_values(["weight", "center"], ascending=[False, True], ignore_index=True)

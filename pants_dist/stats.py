@@ -42,6 +42,14 @@ def critical(level: float, degrees: float) -> float:
     return float(stats.t.ppf((1 + level) / 2, degrees))
 
 
+def outermost(centers: Labels, clusters: Labels | None, fewest: int = FEWEST) -> Labels | None:
+    """What counts as one in an interval: centers, whose cases are alike, if there are `fewest`; else the clusters within.
+
+    Clusters of the outermost stage carry the variance of all stages (Cochran, Sampling Techniques 1977, 11.2).
+    """
+    return centers if len(set(centers)) >= fewest else clusters
+
+
 def t_interval(
     values: Iterable[Any],
     clusters: Labels | None = None,
@@ -203,12 +211,9 @@ def mcnemar(first: Iterable[Any], second: Iterable[Any]) -> McNemar:
     return McNemar(only_first, only_second, p)
 
 
-def brier(present: Iterable[Any], probabilities: Iterable[Any]) -> float:
-    """Mean squared difference of probability and truth (Brier, Mon Weather Rev 1950;78:1); NaN without cases."""
-    truth, chance = as_floats(present), as_floats(probabilities)
-    squares = (chance - truth) ** 2
-    squares = squares[~np.isnan(squares)]
-    return float(squares.mean()) if squares.size else NAN
+def brier(present: Iterable[Any], probabilities: Iterable[Any], clusters: Labels | None = None) -> Estimate:
+    """Mean squared difference of probability and truth (Brier, Mon Weather Rev 1950;78:1) with `t_interval`'s limits."""
+    return t_interval((as_floats(probabilities) - as_floats(present)) ** 2, clusters, bounds=(0, 1))
 
 
 class Calibration(NamedTuple):
@@ -218,22 +223,28 @@ class Calibration(NamedTuple):
     slope: Estimate
 
 
-def calibration(present: Iterable[Any], logits: Iterable[Any], level: float = 0.95) -> Calibration:
+def calibration(
+    present: Iterable[Any], logits: Iterable[Any], clusters: Labels | None = None, level: float = 0.95
+) -> Calibration:
     """Logistic recalibration of logits: calibration in the large, and the slope of a model with its own intercept.
 
-    Cox, Biometrika 1958;45:562; Van Calster et al., J Clin Epidemiol 2016;74:167 (weak calibration). Wald intervals. NaN
-    where one class is missing or the classes are separated, so that no maximum exists.
+    Cox, Biometrika 1958;45:562; Van Calster et al., J Clin Epidemiol 2016;74:167 (weak calibration). Wald intervals, with
+    `clusters` robust to them (Liang & Zeger, Biometrika 1986;73:13; times C / (C - 1) (n - 1) / (n - k)). NaN where one class
+    is missing or the classes are separated, so that no maximum exists.
     """
     truth, score = as_floats(present), as_floats(logits)
     whole = ~np.isnan(truth) & np.isfinite(score)
     truth, score = truth[whole], score[whole]
+    labels = None if clusters is None else numbered(np.asarray(clusters, object)[whole])
     ones = np.ones((truth.size, 1))
-    large = _logistic(ones, truth, score, level)
-    both = _logistic(np.column_stack([ones, score]), truth, np.zeros_like(score), level)
+    large = _logistic(ones, truth, score, labels, level)
+    both = _logistic(np.column_stack([ones, score]), truth, np.zeros_like(score), labels, level)
     return Calibration(large[0], both[1])
 
 
-def _logistic(design: np.ndarray, truth: np.ndarray, offset: np.ndarray, level: float) -> list[Estimate]:
+def _logistic(
+    design: np.ndarray, truth: np.ndarray, offset: np.ndarray, labels: np.ndarray | None, level: float
+) -> list[Estimate]:
     """Maximum-likelihood coefficients by Newton's method, with Wald intervals; NaN where there is no maximum."""
     nothing = [Estimate(NAN, NAN, NAN, int(truth.size))] * design.shape[1]
     if not truth.size or truth.min() == truth.max():
@@ -247,6 +258,19 @@ def _logistic(design: np.ndarray, truth: np.ndarray, offset: np.ndarray, level: 
         step = np.linalg.solve(information, design.T @ (truth - chance))
         beta = beta + step * min(1.0, 5 / max(float(np.abs(step).max()), 1e-300))
         if np.abs(step).max() < 1e-10:
-            half = stats.norm.ppf((1 + level) / 2) * np.sqrt(np.diag(np.linalg.inv(information)))
+            covariance = np.linalg.inv(information)
+            if labels is not None:
+                covariance = _robust(covariance, design * (truth - chance)[:, None], labels)
+            half = stats.norm.ppf((1 + level) / 2) * np.sqrt(np.diag(covariance))
             return [Estimate(float(b), float(b - h), float(b + h), int(truth.size)) for b, h in zip(beta, half, strict=True)]
     return nothing
+
+
+def _robust(bread: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Sandwich covariance from each case's score (n, k), summed within clusters; NaN with one cluster."""
+    (n, k), count = scores.shape, int(labels.max()) + 1
+    if count < 2 or n <= k:
+        return np.full((k, k), NAN)
+    sums = np.zeros((count, k))
+    np.add.at(sums, labels, scores)
+    return bread @ sums.T @ sums @ bread * count / (count - 1) * (n - 1) / (n - k)

@@ -4,13 +4,14 @@ What is not known is a subgroup of its own, "unknown", never a guess. A subgroup
 """
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from pants_dist.cases import EMPTY_CELLS, UNKNOWN
+from pants_dist.cases import EMPTY_CELLS, UNKNOWN, tidy
 from pants_dist.stats import (
     FEWEST,
     NAN,
@@ -18,6 +19,7 @@ from pants_dist.stats import (
     as_floats,
     critical,
     numbered,
+    outermost,
     predictive_values,
     sensitivity_specificity,
     t_interval,
@@ -39,7 +41,8 @@ def with_bands(rows: pd.DataFrame) -> pd.DataFrame:
     found = rows.copy()
     for name, column, edges in (("age_band", "age", AGE_YEARS), ("slice_band", "spacing_z_mm", SLICE_MM)):
         if column in rows:
-            found[name] = bands(pd.to_numeric(rows[column], errors="coerce"), edges)
+            known = pd.to_numeric(rows[column], errors="coerce")
+            found[name] = bands(known.where(known > 0), edges)  # an age of 0 stands for an unknown one, as in `cohort`
     if LESION_MM3 in rows:
         sizes = bands(sphere_diameter_mm(rows[LESION_MM3]), TUMOR_MM)
         found["tumor_band"] = np.where(as_floats(rows[LESION_MM3]) == 0, "no tumor", sizes)
@@ -62,43 +65,58 @@ def sphere_diameter_mm(volumes_mm3: Iterable[Any]) -> np.ndarray:
 
 def subgroups_of(rows: pd.DataFrame, by: Sequence[str]) -> pd.Series:
     """The subgroup of each case by one column, or by several crossed: "female, arterial"; empty cells are "unknown"."""
-    known = [rows[name].map(lambda cell: UNKNOWN if pd.isna(cell) or cell in EMPTY_CELLS else str(cell)) for name in by]
+    known = [rows[name].map(lambda cell: UNKNOWN if pd.isna(cell) or tidy(cell) in EMPTY_CELLS else tidy(cell)) for name in by]
     return pd.Series([", ".join(cells) for cells in zip(*known, strict=True)], rows.index)
 
 
 def subgroup_table(
-    rows: pd.DataFrame, by: Sequence[str], scores: Sequence[str], clusters: Labels | None = None
+    rows: pd.DataFrame,
+    by: Sequence[str],
+    scores: Sequence[str],
+    clusters: Labels | None = None,
+    centers: Labels | None = None,
 ) -> pd.DataFrame:
-    """One row a subgroup and score, with the mean and its t-interval over clusters of suspected patients.
+    """One row a subgroup and score, with the mean and its t-interval over centers, or, of few centers, over patients.
 
-    `rows` is one row a case with the columns of `by` and `scores`; `clusters` a label a case (None: each case its own).
-    Columns: subgroup, score, n (with that score), value, low, high. Subgroups in order of their names, unknown last.
+    `rows` is one row a case with the columns of `by` and `scores`; `clusters` and `centers` a label a case (None: each case
+    its own; no centers). Columns: subgroup, score, n (with that score), value, low, high. Subgroups in order of their bands
+    and names, unknown last.
     """
     groups, labels = subgroups_of(rows, by), _clusters(clusters, len(rows))
+    places = np.full(len(rows), "", object) if centers is None else np.asarray(centers, object)
     table = []
-    for name in _ordered(groups):
+    for name in ordered(groups):
         inside = (groups == name).to_numpy()
         for score in scores:
-            found = t_interval(rows[score][inside], labels[inside])
+            scored = inside & rows[score].notna().to_numpy()
+            found = t_interval(rows[score][scored], outermost(places[scored], labels[scored]))
             table.append((name, score, found.n, found.value, found.low, found.high))
     return pd.DataFrame(table, columns=["subgroup", "score", "n", "value", "low", "high"])
 
 
 def detection_table(
-    rows: pd.DataFrame, by: Sequence[str], prevalence: float, present: str, predicted: str, clusters: Labels | None = None
+    rows: pd.DataFrame,
+    by: Sequence[str],
+    prevalence: float,
+    present: str,
+    predicted: str,
+    clusters: Labels | None = None,
+    centers: Labels | None = None,
 ) -> pd.DataFrame:
     """Sensitivity, specificity, and PPV and NPV at a stated prevalence (0 to 1), a row a subgroup and figure.
 
     `present` and `predicted` are columns of 1, 0 or None; a prediction that is None counts against the system. The shares
-    have Wilson's intervals over clusters, PPV and NPV logit intervals at the cases as they are (stats.predictive_values,
-    Mercaldo et al. 2007). Columns: subgroup, figure, n, value, low, high; all NaN but n below FEWEST positives or negatives.
+    have Wilson's intervals over clusters (of FEWEST centers or more: over centers), PPV and NPV logit intervals at the cases
+    as they are (stats.predictive_values, Mercaldo et al. 2007). Columns: subgroup, figure, n, value, low, high; all NaN but n
+    below FEWEST positives or negatives.
     """
     groups, labels = subgroups_of(rows, by), _clusters(clusters, len(rows))
+    places = np.full(len(rows), "", object) if centers is None else np.asarray(centers, object)
     table = []
-    for name in _ordered(groups):
+    for name in ordered(groups):
         inside = (groups == name).to_numpy()
         truth, found = as_floats(rows[present][inside]), as_floats(rows[predicted][inside])
-        shares = sensitivity_specificity(truth, found, labels[inside])
+        shares = sensitivity_specificity(truth, found, outermost(places[inside], labels[inside]))
         positives, negatives = (share.n for share in shares)
         hits, clears = int(((truth == 1) & (found == 1)).sum()), int(((truth == 0) & (found == 0)).sum())
         values = predictive_values(hits, positives, clears, negatives, prevalence)
@@ -177,5 +195,11 @@ def _clusters(clusters: Labels | None, count: int) -> np.ndarray:
     return np.arange(count).astype(object) if clusters is None else np.asarray(clusters, object)
 
 
-def _ordered(groups: pd.Series) -> list[str]:
-    return sorted(groups.unique(), key=lambda name: (UNKNOWN in name.split(", "), name))
+def ordered(groups: pd.Series) -> list[str]:
+    """Names as text, bands by their lower edge, whatever is unknown last."""
+
+    def place(part: str) -> tuple[float, str]:
+        found = re.match(r"(?:<|>=|)\s*(\d+(?:\.\d+)?)", part)
+        return (float(found[1]) - part.startswith("<") * 1e-9 if found else -math.inf), part
+
+    return sorted(groups.unique(), key=lambda name: (UNKNOWN in name.split(", "), [place(part) for part in name.split(", ")]))

@@ -12,7 +12,8 @@ import pandas as pd
 
 from pants_dist.disk import replacing
 
-LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
+LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+LATEX |= {"|": r"\textbar{}", "<": r"\textless{}", ">": r"\textgreater{}", "○": r"$\circ$"} | {
     sign: f"\\{sign}" for sign in "&%$#_{}"
 }
 

@@ -91,7 +91,7 @@ def test_the_generalization_gap_is_paired_by_case() -> None:
 def test_distances_count_what_is_undefined() -> None:
     rows = pd.DataFrame({
         "dsc/liver": [0.9, 0.0, None, 0.8], "nsd/liver": [0.9, 0.0, None, 0.7], "hd95_mm/liver": [2.0, None, None, 4.0],
-        "tolerance_mm/liver": [2.0, 2.0, None, 2.0],
+        "tolerance_mm/liver": [2.0, 2.0, None, 2.0], "center": "A",
     })  # fmt: skip
     (line,) = distance_table(rows, ["liver"]).to_dict("records")
     assert (line["n"], line["HD95, mm (median)"], line["HD95 undefined"], line["tolerance, mm"]) == (3, 3.0, 1, 2.0)

@@ -50,7 +50,8 @@ def test_detection_of_a_center_equals_scikit_learn_and_statsmodels() -> None:
     found = table.loc["Hospital B"]
     assert found["auc"] == pytest.approx(roc_auc_score(truth, logits)) and found["auc/low"] < found["auc"] < found["auc/high"]
     assert found["brier"] == pytest.approx(brier_score_loss(truth, special.expit(logits)))
-    both = Logit(truth, np.column_stack([np.ones(len(part)), logits])).fit(disp=0)
+    by_patient = {"cov_type": "cluster", "cov_kwds": {"groups": pd.factorize(part["patient"])[0]}}
+    both = Logit(truth, np.column_stack([np.ones(len(part)), logits])).fit(disp=0, **by_patient)
     assert found["calibration_slope"] == pytest.approx(both.params.iloc[1], abs=1e-6)
     limits = found["calibration_slope/low"], found["calibration_slope/high"]
     assert limits == pytest.approx(both.conf_int().loc["x1"], abs=1e-5)

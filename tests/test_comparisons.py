@@ -54,6 +54,9 @@ def test_touchstone_tests_both_directions_in_one_family() -> None:
     scores = {"x": rng.random(20), "y": rng.random(20) * 0.7}
     scores["z"] = scores["y"].copy()
     table = touchstone_wilcoxon(scores).set_index(["better", "worse"])
+    signed = scipy_stats.wilcoxon(scores["x"], scores["y"], alternative="greater").statistic  # sum of ranks above 0
+    assert table.loc[("x", "y"), "rank_biserial"] == pytest.approx(2 * signed / 210 - 1)
+    assert table.loc[("y", "x"), "rank_biserial"] == -table.loc[("x", "y"), "rank_biserial"]
     assert len(table) == 6
     expected = scipy_stats.wilcoxon(scores["x"], scores["y"], alternative="greater").pvalue
     assert table.loc[("x", "y"), "p"] == pytest.approx(expected)

@@ -62,6 +62,19 @@ def test_paired_gap_equals_a_t_test_of_center_means() -> None:
     assert (gap.low, gap.high) == pytest.approx(tuple(expected.confidence_interval()))
 
 
+def test_paired_gap_without_centers_is_a_t_test_of_cases() -> None:
+    """Nobody names the centers: SciPy's paired t-test, of patients' sums where some have several scans."""
+    rng = np.random.default_rng(3)
+    first, second = rng.random(30), [*rng.random(28), None, None]
+    gap = paired_gap(first, second, None)
+    expected = scipy_stats.ttest_rel(first[:28], np.array(second[:28], float))
+    assert (gap.p, gap.low, gap.high) == pytest.approx((expected.pvalue, *expected.confidence_interval()))
+    assert (gap.seen_centers, gap.cases, gap.method) == (0, 28, "t over cases")
+    twice = paired_gap(np.repeat(first[:28], 2), np.repeat(np.array(second[:28], float), 2), None, np.repeat(np.arange(28), 2))
+    assert (twice.p, twice.low) == pytest.approx((gap.p, gap.low))
+    assert math.isnan(paired_gap([1.0], [0.5], None).p)
+
+
 def simulate(rng: np.random.Generator, centers: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Dice of cases in clusters of two in seen and held-out centers, whose true gap is 0.1."""
     center = np.repeat(np.arange(centers), 12)

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.image import imread
 
-from pants_dist.pictures import PREDICTION_COLOR, REFERENCE_COLOR, as_seen, body_of, draw_case, focus_of
+from pants_dist.pictures import PREDICTION_COLOR, REFERENCE_COLOR, as_seen, body_of, draw_case, focus_of, near_of
 
 
 def masks() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -39,6 +39,17 @@ def test_only_the_patient_is_shown() -> None:
     plane[10:20, 30:50] = 0
     assert body_of(plane) == (slice(8, 22), slice(28, 52))
     assert body_of(np.full((5, 5), -1000)) == (slice(None), slice(None))
+
+
+def test_what_is_wrong_is_shown_larger() -> None:
+    """80 mm around it, at the scan's edge less; all of it where it is larger; nothing where there is nothing."""
+    mask = np.zeros((200, 200), bool)
+    mask[100:110, 20:30] = True
+    rows, columns = near_of(mask, (1.0, 0.5)) or ((), ())
+    assert (rows.start, rows.stop, columns.start, columns.stop) == (64, 146, 0, 106)
+    mask[5:195, 20:30] = True
+    assert (near_of(mask, (1.0, 0.5)) or [slice(0)])[0] == slice(2, 198)
+    assert near_of(mask & False, (1.0, 1.0)) is None
 
 
 def test_both_outlines_are_on_the_picture(tmp_path: Path) -> None:

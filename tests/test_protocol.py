@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from pants_dist.errors import UserError
-from pants_dist.protocol import Analysis, keep_analysis, read_analysis
+from pants_dist.protocol import Analysis, keep_analysis, read_analysis, spoken
 
 
 def test_every_choice_is_in_the_digest(tmp_path: Path) -> None:
@@ -47,9 +47,21 @@ def test_what_cannot_be_meant_is_refused(text: str, says: str, tmp_path: Path) -
 
 
 def test_a_changed_analysis_shows(tmp_path: Path) -> None:
-    """The digest of the report before is returned if it was another one, and only then."""
-    assert keep_analysis(tmp_path, Analysis()) is None
-    assert keep_analysis(tmp_path, Analysis()) is None
-    assert keep_analysis(tmp_path, Analysis(seed=1)) == Analysis().digest
+    """Other analyses that were reported in the folder are told with what differs, in every later report, too."""
+    first, second = Analysis(), Analysis(seed=1, primary="nsd/pancreas")
+    assert keep_analysis(tmp_path, first) == keep_analysis(tmp_path, first) == []
+    for _ in range(2):
+        assert keep_analysis(tmp_path, second) == [(first.digest, ["primary", "seed"])]
+    assert keep_analysis(tmp_path, first) == [(second.digest, ["primary", "seed"])]
+    third = replace(second, comparisons=(("a", "b"),))
+    assert keep_analysis(tmp_path, third) == [
+        (second.digest, ["comparisons"]), (first.digest, ["primary", "comparisons", "seed"])
+    ]  # fmt: skip
     (tmp_path / "analysis.json").write_text("no json")
-    assert keep_analysis(tmp_path, Analysis()) is None
+    assert keep_analysis(tmp_path, Analysis()) == []
+
+
+def test_every_choice_in_words() -> None:
+    said = dict(spoken(Analysis(comparisons=(("a", "b"), ("a", "c")))))
+    assert said["comparisons"] == "a and b, a and c" and said["draws"] == "2,000" and "pancreas 5" in said["tolerances_mm"]
+    assert dict(spoken(Analysis()))["comparisons"] == "every pair"

@@ -69,6 +69,26 @@ def test_the_table_fits_a_terminal() -> None:
     assert "No verdict on a gap" in " ".join(printed.split()) and "…" not in printed
 
 
+def test_a_terminal_shows_what_it_has_room_for() -> None:
+    """Of many structures with long names as many as fit; names of centers and numbers are whole at any width."""
+    names = ("pancreas", "superior_mesenteric_artery", "common_bile_duct", "liver", "spleen", "stomach", "colon")
+    table = rows().assign(**{f"dsc/{name}": 0.81 for name in names})
+    for width, shown in ((60, 1), (80, 3), (120, 6)):
+        text = io.StringIO()
+        print_table(center_table(table, names), names, Console(file=text, width=width))
+        printed = text.getvalue()
+        assert "…" not in printed and printed.count("0.81-0.81") == 4 * shown
+        said = " ".join(printed.split())
+        assert f"{7 - shown} more structures: in the report" in said and "Center is confounded with source dataset" in said
+
+
+def test_pools_give_no_verdict() -> None:
+    """Six seen centers of which two are pools are four."""
+    table = center_table(rows(12, 2, held_out=6), STRUCTURES)
+    table.loc[table["seen"].astype(bool).idxmax() + np.arange(2), "center_kind"] = "pool"
+    assert "No verdict on a gap: 4 seen and 6 held-out" in verdict(table)
+
+
 def test_the_page_needs_no_other_file(tmp_path: Path) -> None:
     """report.html names nothing outside itself, escapes what comes from data, and carries figures and pictures."""
     picture = tmp_path / "case.png"

@@ -9,6 +9,7 @@ from scipy import stats
 from pants_dist import cli
 from pants_dist.errors import UserError
 from pants_dist.results import model_names, read_rows, report_results, structures_of, tables_of
+from pants_dist.stats import outermost, t_interval
 from tests.scored import scored_rows
 
 ROWS = pd.DataFrame(
@@ -121,7 +122,40 @@ def test_everything_that_our_rows_know_is_reported(tmp_path: Path) -> None:
     assert all(link.startswith(("data:", "#")) for link in links) and "url(http" not in page
     analysis.write_text("primary: dsc/liver\ndraws: 100\n")
     report_results([tmp_path / "ours.parquet"], tmp_path / "out", analysis=analysis)
-    assert "changed from" in (tmp_path / "out" / "report.html").read_text()
+    assert "(primary)" in (tmp_path / "out" / "report.html").read_text()
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"roc_models.png", "analysis.csv", "subgroup_calibration.csv"} <= names
+
+
+def test_groups_that_are_no_centers_leave_the_centers_as_they_are(tmp_path: Path) -> None:
+    """By sex the comparison of models, the shortcuts and the AUC within centers still are by center, to the digit."""
+    (tmp_path / "analysis.yaml").write_text("draws: 100\n")
+    for name, skill in (("ours", 1.5), ("theirs", 0.5)):
+        rows = scored_rows(6, 20, skill=skill).assign(sex=["F", "M"] * 60)
+        rows.to_parquet(tmp_path / f"{name}.parquet")
+    files = [tmp_path / "ours.parquet", tmp_path / "theirs.parquet"]
+    for group in ("center", "sex"):
+        report_results(files, tmp_path / group, group=group, analysis=tmp_path / "analysis.yaml")
+    for name in ("comparisons", "shortcuts", "auc_weights", "detection_comparisons"):
+        texts = [(tmp_path / group / f"{name}.csv").read_text() for group in ("center", "sex")]
+        assert texts[0] == texts[1], name
+    assert pd.read_csv(tmp_path / "sex" / "comparisons.csv")["centers"].tolist() == [6]
+    women = pd.read_csv(tmp_path / "sex" / "groups.csv").set_index(["group", "structure"]).loc[("F", "pancreas")]
+    part = scored_rows(6, 20)[::2]
+    expected = t_interval(part["dsc/pancreas"], outermost(part["center"].tolist(), None))
+    assert (women["low"], women["high"]) == pytest.approx((expected.low, expected.high))
+
+
+def test_cases_whose_centers_nobody_names(others: Path) -> None:
+    """By age models are compared case by case, and the page says that nothing more is known."""
+    meta = (others / "meta.csv").read_text(encoding="utf-8-sig").splitlines()
+    (others / "ages.csv").write_text("\n".join(";".join(line.split(";")[::2]) for line in meta))
+    report_results([others / "first.csv", others / "second.csv"], others / "out", others / "ages.csv", "age")
+    (line,) = pd.read_csv(others / "out" / "comparisons.csv").to_dict("records")
+    first, second = (pd.read_csv(others / f"{name}.csv")["pancreas"] for name in ("first", "second"))
+    expected = stats.ttest_rel(first, second)
+    assert (line["difference"], line["p"]) == pytest.approx(((first - second).mean(), expected.pvalue))
+    assert line["centers"] == 0 and "nobody names their centers" in (others / "out" / "report.html").read_text()
 
 
 def test_models_are_named_apart(others: Path) -> None:

@@ -8,6 +8,7 @@ from sklearn.metrics import roc_auc_score
 from pants_dist.roc import (
     auc,
     center_adjusted_auc,
+    center_adjusted_difference,
     clustered_auc,
     clustered_difference,
     delong,
@@ -133,6 +134,18 @@ def test_prevalence_alone_has_no_center_adjusted_auc() -> None:
     found = center_adjusted_auc(present, prevalence, center)
     assert auc(present, prevalence).value > 0.75
     assert found.estimate[:3] == (0.5, 0.5, 0.5)
+
+
+def test_center_adjusted_difference_is_of_the_same_cases_and_resamples() -> None:
+    """Its value is that of the two areas over cases that have both scores; a score does not differ from itself."""
+    rng = np.random.default_rng(6)
+    center, present = np.repeat(np.arange(5), 40), rng.random(200) < 0.4
+    good, noise = rng.normal(size=200) + 2 * present, [*rng.normal(size=190), *[None] * 10]
+    found = center_adjusted_difference(present, good, noise, center)
+    areas = [center_adjusted_auc(present[:190], part[:190], center[:190]).estimate.value for part in (good, noise)]
+    assert found.value == pytest.approx(areas[0] - areas[1]) and 0 < found.low < found.value < found.high
+    assert found.p == pytest.approx(2 / 2001)
+    assert center_adjusted_difference(present, good, good, center) == (0, 0, 0, 1)
 
 
 def test_center_adjusted_auc_without_any_usable_center() -> None:

@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 from pants_dist.errors import UserError
+from pants_dist.results import read_rows
 from pants_dist.scores import joined, labels_of, numbers, read_cells, read_metadata, read_scores
 
 
@@ -37,6 +38,14 @@ BAD = [
     ("case,liver\na,good\n", "liver is 'good' in case a"),
     ("case,age\na,60\n", "no column with a structure's scores"),
     ("case,liver\n", "no rows in it"),
+    ("case,liver,liver\na,0.5,0.6\n", "two columns are called liver"),
+    ("case,liver,Liver\na,0.5,0.6\n", "two columns have scores of liver"),
+    ("case,liver\na,\nb,NaN\n", "liver: blank in every case"),
+    ("case,liver\na,0.5\n,0.6\n", "row 2 has no case"),
+    ("case,liver,lesion_present\na,0.5,maybe\n", "lesion_present is 'maybe' in case a; give 1 or 0"),
+    ("case,liver,seen\na,0.5,yes\nb,0.5,perhaps\n", "seen is 'perhaps' in case b"),
+    ("case,liver,lesion_max_logit\na,0.5,high\n", "lesion_max_logit is 'high' in case a; amounts are numbers"),
+    ("case,liver,nsd/liver\na,0.5,7\n", "nsd/liver is '7' in case a; scores are numbers from 0 to 1"),
 ]
 
 
@@ -45,6 +54,23 @@ def test_scores_that_cannot_be_meant_are_refused(text: str, says: str, tmp_path:
     """Which file, which column, which case, what to do."""
     with pytest.raises(UserError, match=says):
         scores(tmp_path, text)
+
+
+def test_rows_of_ours_are_checked_as_those_of_others(tmp_path: Path) -> None:
+    """A Dice of 87, text for a score, a file that is not there or not UTF-8: one line each; lists that CSV has as text go."""
+    path = tmp_path / "ours.csv"
+    for cell, says in (("87", "dsc/liver is '87.0' in case a"), ("bad", "dsc/liver is 'bad' in case a")):
+        path.write_text(f"case,center,dsc/liver\na,X,{cell}\nb,X,0.5\n")
+        with pytest.raises(UserError, match=says):
+            read_rows(path)
+    path.write_text('case,center,seen,dsc/liver,lesion_component_logits\na,X,True,0.5,"[0.5, 1.0]"\n')
+    rows = read_rows(path)
+    assert rows["seen"].tolist() == [True] and "lesion_component_logits" not in rows
+    path.write_bytes("case,center,dsc/liver\na,Köln,0.5\n".encode("cp1252"))
+    with pytest.raises(UserError, match="not in UTF-8; save it as CSV in UTF-8"):
+        read_rows(path)
+    with pytest.raises(UserError, match=r"gone\.csv: no such file"):
+        read_rows(tmp_path / "gone.csv")
 
 
 def test_metadata_of_pants_name_center_and_patient(tmp_path: Path) -> None:

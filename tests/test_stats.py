@@ -126,8 +126,12 @@ def test_mcnemar_equals_statsmodels() -> None:
 
 def test_brier_by_hand() -> None:
     """(0.1^2 + 0.4^2 + 0.8^2) / 3 over the three cases that are known."""
-    assert stats.brier([1, 0, 0, None], [0.9, 0.4, 0.8, 0.5]) == pytest.approx((0.01 + 0.16 + 0.64) / 3)
-    assert math.isnan(stats.brier([], []))
+    found = stats.brier([1, 0, 0, None], [0.9, 0.4, 0.8, 0.5])
+    assert found.value == pytest.approx((0.01 + 0.16 + 0.64) / 3) and found.n == 3
+    assert math.isnan(stats.brier([], []).value)
+    rng = np.random.default_rng(0)
+    present, chance = rng.random(30) < 0.5, rng.random(30)
+    assert stats.brier(present, chance) == stats.t_interval((chance - present) ** 2)
 
 
 def test_calibration_equals_statsmodels() -> None:
@@ -141,6 +145,20 @@ def test_calibration_equals_statsmodels() -> None:
     slope = sm.GLM(present.astype(float), sm.add_constant(logits), family=family).fit()
     assert found.intercept[:3] == pytest.approx((large.params[0], *large.conf_int()[0]), abs=1e-6)
     assert found.slope[:3] == pytest.approx((slope.params[1], *slope.conf_int()[1]), abs=1e-6)
+
+
+def test_clustered_calibration_equals_statsmodels() -> None:
+    """Limits by the sandwich over patients are those of a GLM with clustered covariance."""
+    rng = np.random.default_rng(2)
+    logits, patients = np.repeat(rng.normal(0, 2, 100), 3), np.repeat(np.arange(100), 3)
+    present = rng.random(300) < 1 / (1 + np.exp(-(0.6 * logits + np.repeat(rng.normal(0, 1, 100), 3))))
+    found, family = stats.calibration(present, logits, [f"p{n}" for n in patients]), sm.families.Binomial()
+    by_patient = {"cov_type": "cluster", "cov_kwds": {"groups": patients}}
+    large = sm.GLM(present.astype(float), np.ones(300), family=family, offset=logits).fit(**by_patient)
+    slope = sm.GLM(present.astype(float), sm.add_constant(logits), family=family).fit(**by_patient)
+    assert found.intercept[:3] == pytest.approx((large.params[0], *large.conf_int()[0]), abs=1e-6)
+    assert found.slope[:3] == pytest.approx((slope.params[1], *slope.conf_int()[1]), abs=1e-6)
+    assert math.isnan(stats.calibration(present, logits, ["one"] * 300).slope.low)
 
 
 def test_calibration_of_separated_or_single_classes_is_unknown() -> None:

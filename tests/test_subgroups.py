@@ -34,6 +34,25 @@ def test_rows_of_a_report_get_their_bands() -> None:
     assert "age_band" not in subgroups.with_bands(rows[["spacing_z_mm"]])
 
 
+def test_subgroups_stand_in_order() -> None:
+    """Bands by their edges, not as text; what is unknown last; blanks and case of cells do not make another one."""
+    rows = pd.DataFrame({"age": [85, 35, 9, 45, 0, 100], "sex": ["M", "M ", "F", "", "F", "F"], "dice": 0.5})
+    banded = subgroups.with_bands(rows)
+    found = subgroups.subgroup_table(banded, ["age_band"], ["dice"])
+    assert found["subgroup"].tolist() == ["< 40", "40 to < 50", ">= 80", "unknown"]
+    assert subgroups.subgroup_table(rows, ["sex"], ["dice"])["subgroup"].tolist() == ["F", "M", "unknown"]
+
+
+def test_a_subgroup_of_many_centers_is_as_certain_as_they_agree() -> None:
+    """From five centers on the interval is over centers, as they are alike within; below it is over patients."""
+    rng, center = np.random.default_rng(0), np.repeat(np.arange(8), 10)
+    rows = pd.DataFrame({"sex": "F", "dice": 0.7 + 0.1 * np.sin(center) + rng.normal(0, 0.01, 80)})
+    whole = subgroups.subgroup_table(rows, ["sex"], ["dice"], None, center).iloc[0]
+    assert (whole["low"], whole["high"]) == pytest.approx(stats.t_interval(rows["dice"], center)[1:3])
+    few = subgroups.subgroup_table(rows[:40], ["sex"], ["dice"], None, center[:40]).iloc[0]
+    assert (few["low"], few["high"]) == pytest.approx(stats.t_interval(rows["dice"][:40])[1:3])
+
+
 def cases() -> pd.DataFrame:
     rng = np.random.default_rng(0)
     return pd.DataFrame(

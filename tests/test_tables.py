@@ -21,7 +21,7 @@ def test_one_table_in_three_languages(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert (tmp_path / "t.tex").read_text().splitlines() == [
         "\\begin{tabular}{lrrr}", "\\toprule", "center & n & dsc & p \\\\", "\\midrule",
-        "A \\& B\\_1 & 1,200 & 0.812 (0.700 to 0.900) & < 0.001 \\\\", "C|D & 3 &  & 0.040 \\\\",
+        "A \\& B\\_1 & 1,200 & 0.812 (0.700 to 0.900) & \\textless{} 0.001 \\\\", "C\\textbar{}D & 3 &  & 0.040 \\\\",
         "\\bottomrule", "\\end{tabular}",
     ]  # fmt: skip
 
@@ -33,6 +33,13 @@ def test_one_table_in_three_languages(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_numbers_as_people_read_them(value: object, text: str) -> None:
     assert number(value) == text
+
+
+def test_latex_has_no_sign_that_it_sets_as_another(tmp_path: Path) -> None:
+    """Bands and p values have < and >, which the usual font sets as inverted marks, and ○ stops it."""
+    write_table(tmp_path, "t", pd.DataFrame({"band": ["< 40", ">= 80"], "hollow": ["○", ""]}))
+    text = (tmp_path / "t.tex").read_text()
+    assert "\\textless{} 40 & $\\circ$" in text and "\\textgreater{}= 80" in text
 
 
 def test_a_table_without_rows() -> None:
