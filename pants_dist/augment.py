@@ -23,8 +23,10 @@ AXES = (-3, -2, -1)
 Triple = tuple[float, float, float]
 
 
-def resampled(volume: Tensor, to_window: Tensor, size_zyx: tuple[int, int, int], outside: float) -> Tensor:
-    """A patch (C, *size_zyx) out of a window of a case (C, z, y, x), both float32: filtered, then trilinear.
+def resampled(
+    volume: Tensor, to_window: Tensor, size_zyx: tuple[int, int, int], outside: float, filtered: bool = True
+) -> Tensor:
+    """A patch (C, *size_zyx) out of a window of a case (C, z, y, x), both float32: `filtered`, then trilinear.
 
     `to_window` (3, 4), float64 and on the CPU, maps voxel indices, z y x: window = to_window[:, :3] @ patch +
     to_window[:, 3]. Voxel centers lie at whole indices. A voxel of the patch that is more than half a voxel outside the
@@ -42,7 +44,7 @@ def resampled(volume: Tensor, to_window: Tensor, size_zyx: tuple[int, int, int],
         inside &= (index >= -0.5) & (index <= length - 0.5)
         scaled.append((2 * index / max(length - 1, 1) - 1).float())
     grid = torch.stack(scaled[::-1], dim=-1)  # grid_sample wants x y z, from -1 at the first center to 1 at the last
-    smooth = prefiltered(volume, step_zyx(to_window))
+    smooth = prefiltered(volume, step_zyx(to_window)) if filtered else volume
     patch = grid_sample(smooth[None], grid[None], mode="bilinear", padding_mode="border", align_corners=True)[0]
     return torch.where(inside, patch, outside)
 

@@ -24,6 +24,12 @@ MAXPROB = {  # preset -> its column
     "rsuper_maxprob": "lesion_max_logit_1mm", "rsuper_maxprob_in_pancreas": "lesion_max_logit_1mm_pancreas",
     "maxprob_source_grid": "lesion_max_logit",
 }  # fmt: skip
+OTHERS = "all others"
+TUNING = "val_seen"  # the split of seen tuning cases
+TUNED = {  # preset with a threshold carried over -> its column
+    "tuned_volume": f"predicted_voxels/{LESION}", "tuned_volume_mm3": f"predicted_mm3/{LESION}",
+    "tuned_maxprob": MAXPROB["rsuper_maxprob"],
+}  # fmt: skip
 FROC_RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 
@@ -91,17 +97,6 @@ def operating_point(
     predicted = (amounts > threshold).astype(float)
     truth = np.where(np.isnan(amounts) | np.isnan(threshold), NAN, present)
     return sensitivity_specificity(truth, predicted, clusters)
-
-
-def realized_by_center(present: np.ndarray, amounts: np.ndarray, threshold: float, centers: Labels) -> pd.DataFrame:
-    """What a carried-over threshold gives in each center: center, sensitivity and specificity with /low, /high, /n."""
-    labels = np.asarray(centers, object)
-    rows = []
-    for center in sorted(set(labels.tolist()), key=str):
-        own = labels == center
-        found = operating_point(present[own], amounts[own], threshold)
-        rows.append({"center": center, **named("sensitivity", found[0]), **named("specificity", found[1])})
-    return pd.DataFrame(rows)
 
 
 def named(name: str, estimate: Estimate) -> dict[str, float]:
@@ -194,6 +189,62 @@ def _result(
     return head | named("auc", areas) | {"threshold": threshold} | points
 
 
+def carried_over(rows: pd.DataFrame, clusters: Labels | None = None, specificity: float = SPECIFICITY) -> pd.DataFrame:
+    """Thresholds fixed on seen tuning cases (split val_seen), and what they give there and in cases of other splits.
+
+    A line for each of TUNED, each truth and each of: the tuning cases, all others, the others of each center. Columns:
+    preset, truth, cases, set, threshold, then sensitivity and specificity with /low, /high and /n. The threshold is that
+    whose specificity on the tuning cases is nearest, among the grid of volumes or all observed logits; of equally near
+    ones the lowest. Training cases are left out. Empty where there are no tuning cases without a lesion.
+    """
+    if "split" not in rows or "seen" not in rows:
+        return pd.DataFrame()
+    tuning, trained = (rows["split"].eq(name).to_numpy(bool) for name in (TUNING, "train"))
+    lines = []
+    for truth in TRUTHS:
+        present = truth_of(rows, truth)
+        for name, column in TUNED.items():
+            if column not in rows or rows[column].isna().all():
+                continue
+            amounts = amounts_of(rows, column, present)
+            choices = observed_thresholds(amounts[tuning]) if column in MAXPROB.values() else GRID
+            threshold = threshold_at(curve(present[tuning], amounts[tuning], choices), specificity)
+            for part, seen, own in _places(rows, tuning, trained) if not np.isnan(threshold) else ():
+                labels = None if clusters is None else np.asarray(clusters, object)[own]
+                found = operating_point(present[own], amounts[own], threshold, labels)
+                head = {"preset": name, "truth": truth, "cases": part, "set": seen, "threshold": threshold}
+                lines.append(head | named("sensitivity", found[0]) | named("specificity", found[1]))
+    return pd.DataFrame(lines)
+
+
+def _places(rows: pd.DataFrame, tuning: np.ndarray, trained: np.ndarray) -> list[tuple[str, str, np.ndarray]]:
+    """What `carried_over` tells apart: how it is called, seen or held-out, and which cases (n,) it has."""
+    others = ~tuning & ~trained
+    found = [("tuning cases", "seen", tuning), (OTHERS, "", others)]
+    for seen, said in ((True, "seen"), (False, "held-out")):
+        own = others & rows["seen"].isin([seen]).to_numpy(bool)
+        centers = rows["center"].to_numpy(object)
+        found += [(center, said, own & (centers == center)) for center in sorted(set(centers[own]), key=str)]
+    return [place for place in found if place[2].any()]
+
+
+def absent_table(rows: pd.DataFrame, structures: Sequence[str]) -> pd.DataFrame:
+    """False-positive volumes: of each structure the cases whose reference has none, and what was predicted in them.
+
+    Columns: structure, absent in (cases with a prediction), predicted in, then mean and largest volume in cm3 over them.
+    """
+    lines = []
+    for name in structures:
+        columns = [f"{side}_mm3/{name}" for side in ("reference", "predicted")]
+        if all(column in rows for column in columns):
+            reference, predicted = (as_floats(rows[column]) for column in columns)
+            volumes = predicted[(reference == 0) & ~np.isnan(predicted)] / 1000
+            if volumes.size:
+                line = {"structure": name, "absent in": volumes.size, "predicted in": int((volumes > 0).sum())}
+                lines.append(line | {"mean, cm3": volumes.mean(), "largest, cm3": volumes.max()})
+    return pd.DataFrame(lines)
+
+
 def component_wise(rows: pd.DataFrame, clusters: Labels | None = None) -> dict[str, Any]:
     """Share of lesion components hit (26-neighborhood, one-to-one, IoU >= 0.1) and false components a scan.
 
@@ -244,8 +295,17 @@ def froc_score(points: pd.DataFrame, rates: Sequence[float] = FROC_RATES) -> flo
     return float(np.mean(best))
 
 
-def detection_table(rows: pd.DataFrame, clusters: Labels | None = None, draws: int = DRAWS, seed: int = 0) -> pd.DataFrame:
-    """Every preset under every truth that the rows know, one line each; columns that a preset lacks are NaN."""
+def detection_table(
+    rows: pd.DataFrame,
+    clusters: Labels | None = None,
+    draws: int = DRAWS,
+    seed: int = 0,
+    specificity: float = SPECIFICITY,
+) -> pd.DataFrame:
+    """Every preset under every truth that the rows know, one line each; columns that a preset lacks are NaN.
+
+    The tuned presets are of all cases but the tuning ones, at the `specificity` wanted on those.
+    """
     given: dict[str, Any] = {"clusters": clusters, "draws": draws, "seed": seed}
     lines = []
     for truth in TRUTHS:
@@ -253,6 +313,10 @@ def detection_table(rows: pd.DataFrame, clusters: Labels | None = None, draws: i
             lines += [pants_nnunet_volume(rows, truth, unit, **given) for unit in ("voxels", "mm3")]
             known = [column for column in MAXPROB.values() if column in rows and rows[column].notna().any()]
             lines += [rsuper_maxprob(rows, truth, column, **given) for column in known]
+    for line in carried_over(rows, clusters, specificity).to_dict("records"):
+        if line.pop("cases") == OTHERS:
+            lines.append(line | {"positives": line["sensitivity/n"], "negatives": line["specificity/n"]})
+            lines[-1].pop("set")
     if "lesion_components" in rows:
         lines.append(component_wise(rows, clusters))
         if "lesion_component_logits" in rows:

@@ -4,7 +4,8 @@ A row of windows covers patch_zyx[0] planes. When the next row begins, the plane
 their weights, brought back to the scan's grid, decided, and forgotten. On the device are a few windows, then a few planes.
 Windows, overlap and Gaussian weights are those of nnU-Net (Isensee et al. 2021) and of MONAI's sliding_window_inference,
 which gives the same to rounding; the way to the training spacing is that of training: means of blocks of voxels
-(geometry.blocks_of), then augment.resampled.
+(geometry.blocks_of), then augment.resampled. Logits go back linearly, without a filter, as in nnU-Net: one would take away
+lesions of a slice.
 """
 
 import itertools
@@ -84,7 +85,8 @@ def logits_of(
     step = _spacing(to / own for to, own in zip(trained, spacing_mm_zyx, strict=True))
     size = _zyx(math.ceil(round(length / ratio, 3)) for length, ratio in zip(shape, step, strict=True))  # headers are float32
     merged, left = block_merged(image_zyx, step)
-    there, back = Rescaling(left, _zyx(merged.shape), size), Rescaling(_spacing(1 / ratio for ratio in step), size, shape)
+    there = Rescaling(left, _zyx(merged.shape), size)
+    back = Rescaling(_spacing(1 / ratio for ratio in step), size, shape, filtered=False)
     windows = Windows(size, settings.data.patch_zyx, settings.validation.overlap)
     image = torch.from_numpy(merged)[None]
 
@@ -227,17 +229,19 @@ def _move_up(sums: Tensor, planes: int) -> None:
 class Rescaling:
     """From a volume of voxels `length` (z, y, x) to one of `size`, whose voxels are `step` times as long along each axis.
 
-    Both begin at the same outer corner. A few planes at a time, it gives what `resampled` gives of the whole.
+    Both begin at the same outer corner. A few planes at a time, it gives what `resampled` gives of the whole: `filtered`
+    against aliasing or not, then linear.
     """
 
     step: Spacing
     length: Zyx
     size: Zyx
+    filtered: bool = True
 
     def needs(self, start: int, stop: int) -> tuple[int, int]:
         """Planes [low, high) of the volume that planes [start, stop) of the result are made of."""
         step, last = self.step[0], self.length[0] - 1
-        reach = int(4 * max(0.0, (step - 1) / 2) + 0.5)  # augment.prefiltered
+        reach = int(4 * max(0.0, (step - 1) / 2) + 0.5) if self.filtered else 0  # augment.prefiltered
         low, high = ((plane + 0.5) * step - 0.5 for plane in (start, stop - 1))
         return max(min(math.floor(low) - reach, last), 0), min(math.ceil(high) + reach, last) + 1
 
@@ -246,7 +250,7 @@ class Rescaling:
         step = torch.tensor(self.step, dtype=torch.float64)
         shift = (step - 1) / 2 + torch.tensor([start * self.step[0] - first, 0, 0])
         to_window = torch.cat([step.diag(), shift[:, None]], 1)
-        return resampled(volume, to_window, (stop - start, *self.size[1:]), outside)
+        return resampled(volume, to_window, (stop - start, *self.size[1:]), outside, self.filtered)
 
     def stream(self, planes: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
         """The result (channels, planes, y, x) on the device, a few planes at a time, of a volume's planes as they come."""

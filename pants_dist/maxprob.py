@@ -4,8 +4,11 @@ import math
 
 import numpy as np
 
+from pants_dist.surface import bounding_box
+
 GRID_MM = 1.0
 AROUND = 2  # voxels around the largest one that are looked at first
+SLAB = 8  # planes looked at together, so that memory does not grow with the scan
 
 
 def strongest_at_1mm(
@@ -25,12 +28,14 @@ def strongest_at_1mm(
     near = [(int(at) - AROUND, int(at) + AROUND) for at in top]
     reached = _largest(log_odds_zyx, points, near, inside_zyx)
     # a point is no more probable than the best voxel around it: only where a voxel comes so far there can be a better one
-    places = np.argwhere(log_odds_zyx >= (-np.inf if math.isnan(reached) else reached))
-    if not len(places):
+    box = bounding_box(log_odds_zyx >= (-np.inf if math.isnan(reached) else reached))
+    if box is None:
         return reached
-    everywhere = [(int(low) - 1, int(high) + 1) for low, high in zip(places.min(axis=0), places.max(axis=0), strict=True)]
-    best = _largest(log_odds_zyx, points, everywhere, inside_zyx)
-    return best if math.isnan(reached) else max(reached, best) if best == best else reached
+    wide = [(part.start - 1, part.stop) for part in box]
+    slabs = [(low, min(low + SLAB, wide[0][1])) for low in range(wide[0][0], wide[0][1], SLAB)]
+    found = [_largest(log_odds_zyx, points, [slab, *wide[1:]], inside_zyx) for slab in slabs]
+    known = [value for value in (reached, *found) if not math.isnan(value)]
+    return max(known, default=math.nan)
 
 
 def _largest(

@@ -10,7 +10,7 @@ import pandas as pd
 from pants_dist import bycenter, comparisons, curves, shortcuts
 from pants_dist.breakdown import breakdown
 from pants_dist.cases import UNKNOWN
-from pants_dist.detection import amounts_of, detection_table, truth_of
+from pants_dist.detection import absent_table, amounts_of, carried_over, detection_table, truth_of
 from pants_dist.figures import Picture, spoken
 from pants_dist.metrics import DEFAULT_TOLERANCE_MM
 from pants_dist.protocol import Analysis
@@ -23,6 +23,7 @@ from pants_dist.structures import LESION
 DETECTION = (
     "auc", "hollow", "scan_auc", "sensitivity", "specificity", "tuned_sensitivity", "tuned_specificity", "component_sensitivity"
 )  # fmt: skip
+CARRIED = ("preset", "truth", "cases", "set", "threshold", "sensitivity", "specificity")
 CALIBRATION = ("calibration_intercept", "calibration_slope", "brier")
 SPOKEN = {name: name.replace("_", " ").partition("/")[0] for name in bycenter.SCORES} | {bycenter.LOGIT: "largest logit"}
 MOST_GROUPS = 12  # above so many, pairs of groups go to the files only
@@ -99,6 +100,8 @@ def _groups(rows: pd.DataFrame, structures: Sequence[str], analysis: Analysis, b
     )
     if surface := [name for name in structures if f"nsd/{name}" in rows and rows[f"nsd/{name}"].notna().any()]:
         section.tables += _surface(rows, surface, analysis, by)
+    if not (absent := absent_table(rows, structures)).empty:
+        section.tables.append(("false_positives", "Structures predicted where the reference has none", absent))
     section.hidden = {"groups"} | ({"pairs"} if test.groups > MOST_GROUPS or pairs.empty else set())
     if test.groups:
         caption = "Median and quartiles; whiskers to the 5th and 95th percentile of cases. Below five cases: the cases."
@@ -168,9 +171,12 @@ def _detection(rows: pd.DataFrame, structures: Sequence[str], analysis: Analysis
         ("auc_weights", "Weight of each center in the AUC within centers", shortcuts.weight_table(rows, analysis)),
     ]
     if _presets_apply(rows):
-        presets = detection_table(rows.assign(center=centers_of(rows)), patients_of(rows), analysis.draws, analysis.seed)
+        patients, apart = patients_of(rows), rows.assign(center=centers_of(rows))
+        presets = detection_table(apart, patients, analysis.draws, analysis.seed, analysis.specificity)
         presets = shortcuts.with_shortcut_areas(presets, rows)
+        carried = _with_intervals(carried_over(apart, patients, analysis.specificity), CARRIED)
         tables.append(("presets", "Every definition of detection by its name", presets))
+        tables.append(("carried_over", "Thresholds of seen tuning cases, carried over to other cases", carried))
     shown = [entry for entry in tables if not entry[2].empty]
     return Section("Lesion detection", remark, shown, _curves(rows, truth, score))
 

@@ -40,7 +40,7 @@ def _together(
     order: Order, evaluation: Evaluation, ranks: int, slice_: tuple[int, int], on_case: Callable[..., None] | None
 ) -> None:
     context, mine = multiprocessing.get_context("forkserver"), evaluation.slice(slice_)
-    context.set_forkserver_preload(["pants_dist.evaluate"])  # imported once for all
+    context.set_forkserver_preload(["pants_dist.mortal", "pants_dist.evaluate"])  # ends with us; imported once for all
     refusals = context.SimpleQueue()
     slices = [(slice_[0] + slice_[1] * rank, slice_[1] * ranks) for rank in range(ranks)]
     arguments = [(order, part, rank, ranks, refusals) for rank, part in enumerate(slices)]

@@ -8,6 +8,8 @@ from sklearn.metrics import roc_auc_score
 from pants_dist import detection
 from pants_dist.detection import (
     GRID,
+    absent_table,
+    carried_over,
     component_wise,
     curve,
     detection_table,
@@ -17,7 +19,6 @@ from pants_dist.detection import (
     grid_scores,
     operating_point,
     pants_nnunet_volume,
-    realized_by_center,
     rsuper_maxprob,
     threshold_at,
 )
@@ -168,12 +169,40 @@ def test_froc_by_hand() -> None:
     assert froc_score(points, (0.5, 1.0)) == pytest.approx((0.25 + 0.75) / 2)
 
 
-def test_a_carried_threshold_by_center() -> None:
-    """Each center's own sensitivity and specificity at one threshold, with n, and NaN where there is none to count."""
-    table = realized_by_center(np.array([1, 0, 0, 0]), np.array([5, 5, 1, 1.0]), 4, ["A", "A", "A", "B"])
-    table = table.set_index("center")
-    assert table.loc["A", ["sensitivity", "specificity", "specificity/n"]].tolist() == [1, 0.5, 2]
-    assert math.isnan(table.loc["B", "sensitivity"]) and table.loc["B", "specificity"] == 1
+def tuned_rows() -> pd.DataFrame:
+    """Ten tuning cases of a seen center without a lesion, 0..9 voxels; two held-out centers; a training case."""
+    rows = rows_of([*range(10), 9, 8, 9, 8, 50, 500], [0] * 10 + [1, 1, 0, 0, 0, 0])
+    places = ["A"] * 10 + ["B"] * 4 + ["C"] + ["A"]
+    splits = ["val_seen"] * 10 + ["held_out"] * 5 + ["train"]
+    return rows.assign(center=places, split=splits, seen=[center == "A" for center in places])
+
+
+def test_a_threshold_of_seen_tuning_cases_is_carried_over() -> None:
+    """Specificity 0.9 above 8 voxels on tuning cases; there B finds 1 of 2 and clears 1 of 2, C clears none of 1."""
+    table = carried_over(tuned_rows())
+    found = table[(table["preset"] == "tuned_volume") & (table["truth"] == "mask")].set_index("cases")
+    assert found.index.tolist() == ["tuning cases", "all others", "B", "C"] and set(found["threshold"]) == {8}
+    assert found["set"].tolist() == ["seen", "", "held-out", "held-out"]
+    assert found["specificity"].tolist() == pytest.approx([0.9, 1 / 3, 0.5, 0.0])
+    assert found.loc["B", "sensitivity"] == 0.5 and math.isnan(found.loc["C", "sensitivity"])
+    assert found["specificity/n"].tolist() == [10, 3, 2, 1]
+    logits = table[(table["preset"] == "tuned_maxprob") & (table["truth"] == "flag")].set_index("cases")
+    assert logits.loc["tuning cases", "threshold"] == pytest.approx(8 / 100 - 1)
+    assert carried_over(tuned_rows(), specificity=0.5)["threshold"].iloc[0] == 4
+    lost = tuned_rows()
+    lost.loc[[11, 13], "status"] = "no prediction"
+    assert carried_over(lost).set_index("cases").loc["B", "specificity"].iloc[0] == 0
+    presets = detection_table(tuned_rows(), draws=50).set_index(["preset", "truth"])
+    assert presets.loc[("tuned_volume", "mask"), ["positives", "negatives", "sensitivity"]].tolist() == [2, 3, 0.5]
+    assert carried_over(tuned_rows().assign(split="test")).empty
+
+
+def test_false_positive_volumes_by_hand() -> None:
+    """Of four cases one has the structure, one has no prediction; 2 and 0 cm3 in the other two."""
+    rows = pd.DataFrame({"reference_mm3/liver": [0.0, 0, 9, 0], "predicted_mm3/liver": [2000.0, 0, 9, math.nan]})
+    assert absent_table(rows, ["liver", "spleen"]).to_dict("records") == [
+        {"structure": "liver", "absent in": 2, "predicted in": 1, "mean, cm3": 1.0, "largest, cm3": 2.0}
+    ]
 
 
 def test_one_table_of_all_presets() -> None:

@@ -1,9 +1,13 @@
 import json
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import torch
 from small import make_store, trained_here
@@ -15,7 +19,7 @@ from pants_dist.errors import UserError
 from pants_dist.evaluate import Order, evaluate, failure_lines, open_evaluation, validation_cases
 from pants_dist.inference import logits_of
 from pants_dist.predict import load_model, open_run
-from pants_dist.rows import Rows, known_rows
+from pants_dist.rows import Rows, _whole_lines, known_rows
 from pants_dist.splits import splits_of
 from pants_dist.spread import evaluate_on
 from pants_dist.store import Store, open_store
@@ -146,6 +150,34 @@ def test_processes_of_one_machine_share_them(run: Path, tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(evaluate_on(order), pd.read_parquet(run / "evaluation" / "held_out" / "cases.parquet"))
 
 
+def test_a_killed_evaluation_leaves_no_process_and_goes_on(run: Path, tmp_path: Path) -> None:
+    """SIGKILL once some rows are there: its processes end, too; then only the missing ones are scored, to the same table."""
+    there = copied(run, tmp_path / "r")
+    command = [sys.executable, "-m", "pants_dist", "evaluate", str(there), "--ranks", "2"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while not rows_of(there):
+            assert process.poll() is None
+            time.sleep(0.02)
+        below = psutil.Process(process.pid).children(recursive=True)
+    finally:
+        process.kill()
+    assert len(below) >= 3 and not psutil.wait_procs(below, timeout=30)[1]
+    before = rows_of(there)
+    scored: list[str] = []
+    evaluate_on(Order(there), 1, on_case=lambda done, total, row: scored.append(row["case"]))
+    after = rows_of(there)
+    assert len(scored) == len(after) == 4 and len({row["case"] for row in after}) == 4
+    assert all(row in after for row in before)
+    for split in ("val_seen", "held_out"):
+        pd.testing.assert_frame_equal(*(pd.read_parquet(r / "evaluation" / split / "cases.parquet") for r in (there, run)))
+
+
+def rows_of(run: Path) -> list[dict]:
+    """Every whole row on the disk, by whichever writer."""
+    return [row for path in run.glob("evaluation/*/rows*.jsonl") for row in _whole_lines(path)[1:]]
+
+
 def test_mirroring_is_another_evaluation(run: Path, tmp_path: Path) -> None:
     """Rows scored without are not taken for rows with; the numbers differ."""
     there = copied(run, tmp_path / "r")
@@ -194,6 +226,27 @@ def test_masks_of_another_system_are_scored(run: Path, tmp_path: Path, flipped: 
     present = rows["lesion_present"].astype(bool)
     assert (rows.loc[present, "dsc/pancreatic_lesion"] == 1).all() and (rows["lesion_predicted"] == present).all()
     assert (run / "evaluation-theirs" / "held_out" / "cases.parquet").is_file()
+
+
+def test_label_maps_of_nnunet_are_scored(run: Path, tmp_path: Path) -> None:
+    """One file a case and the dataset.json beside: the pancreas is that and the lesion in it; another numbering scores anew."""
+    store, folder = store_of(run), tmp_path / "nnunet"
+    folder.mkdir()
+    cases = open_evaluation(Order(run, ("held_out",))).cases("held_out")
+    for case in cases:
+        codes = store.read_patch(case, (0, 0, 0), store.shape_zyx(case))[1]
+        affine = np.array(store.value(case, "source_affine")).reshape(4, 4)
+        nifti.write(folder / f"{case}.nii.gz", nifti.original(codes, affine), affine)
+    said = {"labels": {"background": 0, "liver": 1, "pancreas": 2, "pancreatic_lesion": 3}}
+    (folder / "dataset.json").write_text(json.dumps(said))
+    rows = evaluate_on(Order(run, ("held_out",), folder))
+    for name in ("liver", "pancreas", "pancreatic_lesion"):
+        assert (rows[f"dsc/{name}"].dropna() == 1).all() and rows[f"dsc/{name}"].notna().any()
+    (folder / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "liver": 2, "pancreas": 1}}))
+    assert (evaluate_on(Order(run, ("held_out",), folder))["dsc/liver"] == 0).all()
+    (folder / "dataset.json").write_text(json.dumps({"labels": {"0": "background", "1": "liver"}}))
+    with pytest.raises(UserError, match="dataset.json: does not say what numbers mean"):
+        evaluate_on(Order(run, ("held_out",), folder))
 
 
 def test_a_case_without_prediction_is_a_failure(run: Path, tmp_path: Path) -> None:

@@ -84,6 +84,8 @@ def test_surface_dice_and_the_named_hd95_equal_monais() -> None:
         if ours.any() and other.any():
             named = compute_hausdorff_distance(first, second, True, percentile=95, spacing=spacing)
             np.testing.assert_allclose(hd95_monai_mm(ours, other, spacing), float(named), atol=1e-4)
+            row = score_case({LESION: ours}, {LESION: other}, spacing, {LESION})
+            assert row[f"hd95_monai_mm/{LESION}"] == hd95_monai_mm(ours, other, spacing)
 
 
 def test_area_of_a_box_and_a_ball() -> None:
@@ -127,12 +129,12 @@ def test_rules_for_absent_empty_and_unannotated() -> None:
     mask[2:4, 2:4, 2:5] = True
     volume = 12 * 3.0 * 0.8 * 0.7
     absent = row_of(mask & False, mask, {LESION})
-    assert np.isnan([absent[f"{score}/{LESION}"] for score in ("dsc", "nsd", "hd95_mm")]).all()
+    assert np.isnan([absent[f"{score}/{LESION}"] for score in ("dsc", "nsd", "hd95_mm", "hd95_monai_mm")]).all()
     assert absent[f"predicted_mm3/{LESION}"] == pytest.approx(volume)
     assert (absent["lesion_present"], absent["lesion_predicted"], absent["lesion_components_false"]) == (False, True, 1)
     missed = row_of(mask, mask & False, {LESION}, lesion_max_logit=-2.5)
     assert missed[f"dsc/{LESION}"] == missed[f"nsd/{LESION}"] == 0
-    assert np.isnan(missed[f"hd95_mm/{LESION}"])
+    assert np.isnan(missed[f"hd95_mm/{LESION}"]) and np.isnan(missed[f"hd95_monai_mm/{LESION}"])
     assert missed[f"reference_voxels/{LESION}"] == 12
     assert missed["lesion_max_logit"] == -2.5
     unknown = row_of(mask, mask, set())
