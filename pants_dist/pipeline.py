@@ -39,11 +39,19 @@ def convert_stages(words: Words, store: Path, slices: int, resources: Resources,
     return [Stage(sliced, resources), Stage(whole, resources)]
 
 
-def train_stage(runs: Sequence[Path], folder: Path, most: int | None, resources: Resources, cwd: Path) -> Stage:
-    """`train` of one prepared run folder, or of several as an array of which `most` run at a time."""
+def train_stage(
+    runs: Sequence[Path], folder: Path, most: int | None, resources: Resources, cwd: Path, configs: Sequence[str] = ()
+) -> Stage:
+    """`train` of one prepared run folder, or of several as an array of which `most` run at a time.
+
+    Where the folders are not prepared, the script brings along the `configs` of each.
+    """
     several = len(runs) > 1 or folder not in runs
     array = f"0-{len(runs) - 1}" + (f"%{most}" if most else "") if several else None
-    return Stage(Job(template="train", stage="train", folder=folder, cwd=cwd, runs=tuple(runs), array=array), resources)
+    job = Job(
+        template="train", stage="train", folder=folder, cwd=cwd, runs=tuple(runs), array=array, configs=tuple(configs)
+    )
+    return Stage(job, resources)
 
 
 def command_stage(

@@ -1,4 +1,5 @@
 import json
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -6,7 +7,7 @@ from pathlib import Path
 import pytest
 from small import make_store
 
-from pants_dist import preflight, status
+from pants_dist import launch, preflight, status
 from pants_dist.errors import UserError
 from pants_dist.jobs import Submitted
 from pants_dist.queue import State
@@ -64,7 +65,7 @@ def test_what_the_queue_knows_comes_first(tmp_path: Path, queue_says) -> None:
     assert (row.state, row.note) == ("PENDING", "waits: Resources")
     queue_says(j7=State("RUNNING"))
     row = only(run_folder(tmp_path / "b", "running", time.time() - 3600, jobs=(job,)))
-    assert row.state == "RUNNING" and row.note.startswith("no step for 1:0")
+    assert row.state == "RUNNING" and re.fullmatch(r"stalled since \d\d-\d\d \d\d:\d\d \(no step for 1:0.*\)", row.note)
     queue_says()
     assert only(run_folder(tmp_path / "c", "finished", jobs=(job,), done="train")).state == "done"
 
@@ -91,11 +92,11 @@ def test_the_table_leaves_out_what_is_empty() -> None:
 def test_a_case_that_is_missing_is_found_before_anything_is_queued(tmp_path: Path) -> None:
     """It is named, with the command that looks closer."""
     store = make_store(tmp_path / "store", cases=4)
-    preflight.check_files(open_store(store))
+    launch.check_cases(open_store(store), preflight.SAMPLED)
     path = store / "cases" / "PanTS_00000002.ozx"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match="PanTS_00000002.*run pants-dist verify"):
-        preflight.check_files(open_store(store))
+        launch.check_cases(open_store(store), preflight.SAMPLED)
 
 
 def test_a_quota_that_nobody_knows_refuses_nothing(tmp_path: Path) -> None:
