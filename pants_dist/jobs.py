@@ -124,7 +124,7 @@ def send(stages: Sequence[Stage], site: Site, after: str | None) -> list[str]:
                 )
     scripts = [keep(stage, site) for stage in stages]
     for script in scripts:
-        queue.check(script)
+        queue.check(str(script))
     ids: list[str] = []
     try:
         for stage, script in zip(stages, scripts, strict=True):

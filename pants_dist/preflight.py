@@ -3,14 +3,17 @@
 import contextlib
 import math
 import re
+import shlex
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from pants_dist import queue
+from pants_dist.errors import UserError
 from pants_dist.settings import Settings
 from pants_dist.site import Site
-from pants_dist.submit import GB_PER_CPU, Resources
+from pants_dist.submit import GB_PER_CPU, Job, Resources, directives
 
 SAMPLED = 200  # files of the store that are looked at
 QUOTA_SECONDS = 3
@@ -37,6 +40,17 @@ def _quota_commands(site: Site, folder: Path) -> Iterator[list[str]]:
     yield ["lfs", "quota", "-h", str(folder)]
     yield ["mmlsquota"]
     yield ["quota", "-s"]
+
+
+def refusal(site: Site, folder: Path) -> str:
+    """Why SLURM would not take a job with the defaults of this site, "" if it would. Nothing is queued."""
+    job = Job(template="job", stage="doctor", folder=Path("."), cwd=folder)
+    asked = directives(job, Resources(gpus_per_node=1 if site.gpu_type else 0), site)
+    try:
+        queue.check("--wrap=true", *(shlex.split(option)[0] for option in asked))
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def rank_bytes(resources: Resources, settings: Settings, site: Site) -> float:

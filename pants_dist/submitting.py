@@ -243,10 +243,10 @@ def _evaluate(given: Given) -> list[Any]:
 
 
 def _command(given: Given) -> list[Any]:
-    from pants_dist.pipeline import command_stage
+    from pants_dist.pipeline import command_stage, folder_of
 
     subject = next(getattr(given.own, name) for name in ("store", "out", "runs") if hasattr(given.own, name))
-    folder = Path("runs") / f"{given.what}-{subject.name or subject.resolve().name}"
+    folder = folder_of(given.what, subject, Path.cwd())
     return [command_stage(given.what, given.words, folder, _resources(given), Path.cwd())]
 
 

@@ -15,7 +15,7 @@ from sources import files_of, write_pants
 from pants_dist import __version__, cli
 from pants_dist.errors import UserError
 from pants_dist.jobs import indices, run_here
-from pants_dist.pipeline import check_array, command_stage, convert_stages, still_to_do, sweep, train_stage
+from pants_dist.pipeline import check_array, command_stage, convert_stages, folder_of, still_to_do, sweep, train_stage
 from pants_dist.site import Site
 from pants_dist.store import write_manifest
 from pants_dist.submit import Job, Resources, render
@@ -169,6 +169,12 @@ def test_slices_here_are_one_store(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (done / "manifest").touch()
     again = convert_stages(words, Path("store"), 2, Resources(), tmp_path)
     assert [stage.job.array for stage in again] == ["1-2", None]
+
+
+def test_stores_of_one_name_have_folders_of_their_own() -> None:
+    """Slices of another store that are done are none of this one's."""
+    found = [folder_of("convert", Path(path), CWD).name for path in ("store", "./b/store", "/data/store", "../x/store", ".")]
+    assert found == ["convert-store", "convert-b-store", "convert-data-store", "convert-home-ada-x-store", "convert-pancreas"]
 
 
 def test_a_pipeline_goes_on_where_it_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
