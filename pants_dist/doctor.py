@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pants_dist.cluster import memory_limit
 from pants_dist.errors import UserError
-from pants_dist.preflight import quota_lines
+from pants_dist.preflight import quota_lines, refusal
 from pants_dist.site import OWN_FILE, Site, load_site
 
 PACKAGES = ("torch", "lightning", "monai", "ray", "zarr", "numcodecs", "wandb")
@@ -45,6 +45,7 @@ class Machine:
     quota: tuple[str, ...] = ("unknown",)  # in the words of the site's command
     site: str | None = None  # this user's file of what the cluster is like
     site_fault: str = ""  # what is wrong with it
+    refusal: str = ""  # why SLURM would not take a job with its defaults
 
 
 @dataclass(frozen=True)
@@ -87,13 +88,14 @@ def look(folder: Path) -> Machine:
 
 
 def _of_the_site(folder: Path) -> dict[str, Any]:
-    """The cluster's file, what is wrong with it, and what is known of the quota."""
+    """The cluster's file, what is wrong with it or SLURM has against it, and what is known of the quota."""
     try:
         site, fault = load_site(None), ""
     except UserError as error:
         site, fault = Site(), str(error)
     own = Path.home() / OWN_FILE
-    return {"site": str(own) if own.is_file() else None, "site_fault": fault, "quota": tuple(quota_lines(site, folder))}
+    found = {"site": str(own) if own.is_file() else None, "site_fault": fault, "quota": tuple(quota_lines(site, folder))}
+    return found | {"refusal": refusal(site, folder) if shutil.which("sbatch") else ""}
 
 
 def _version(package: str) -> str | None:
@@ -210,6 +212,8 @@ def _slurm(machine: Machine) -> Finding:
         return Finding("note", "SLURM", "no commands here", "nothing to do on a machine of your own")
     if absent:
         return Finding("note", "SLURM", f"without {', '.join(absent)}", "ask the site, or work on its login node")
+    if machine.refusal:
+        return Finding("note", "SLURM", machine.refusal, "say in the cluster's file what jobs must ask for (docs/slurm.md)")
     return Finding("ok", "SLURM", ", ".join(machine.commands))
 
 

@@ -1,11 +1,13 @@
 """Jobs of a run folder: their scripts are kept there, their ids remembered, their ends marked by the scripts themselves.
 
-jobs.jsonl          a line a job that was submitted: id ("123", of an array "123_4"), stage, log
+jobs.jsonl          a line a job: id ("123", of an array "123_4"), stage, log; a script that is not in it yet adds itself
 done/<stage>        empty; written by the script when the stage ended well
 """
 
+import contextlib
 import json
 import os
+import shlex
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -19,6 +21,7 @@ from pants_dist.submit import Job, Resources, render
 from pants_dist.tracking import write_atomically
 
 RECORD, DONE = "jobs.jsonl", "done"
+END_OF_SCRIPT = "END OF SCRIPT"
 OVER = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", "PREEMPTED"}
 SECONDS_BETWEEN_LOOKS = 2.0
 
@@ -43,9 +46,12 @@ class Stage:
 
 def submitted(folder: Path) -> list[Submitted]:
     """Every job of a run folder, the oldest first."""
-    path = folder / RECORD
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return [Submitted(row["job"], row["stage"], Path(row["log"]), row["time"]) for row in map(json.loads, lines)]
+    path, found = folder / RECORD, []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+        with contextlib.suppress(json.JSONDecodeError, KeyError, TypeError):  # two nodes wrote at a time
+            row = json.loads(line)
+            found.append(Submitted(row["job"], row["stage"], Path(row["log"]), row["time"]))
+    return found
 
 
 def last_of_each(folder: Path) -> dict[str, Submitted]:
@@ -58,9 +64,15 @@ def is_done(folder: Path, stage: str) -> bool:
     return (folder / DONE / stage).exists()
 
 
+def family(folder: Path) -> list[Path]:
+    """The folder of a run, and of a sweep those of its runs."""
+    below = sorted(path.parent for path in folder.glob(f"*/{RECORD}")) if (folder / "submit.sbatch").is_file() else []
+    return [folder, *below]
+
+
 def in_queue(folder: Path) -> dict[str, queue.State]:
-    """State of each of the folder's jobs that wait or run, by id."""
-    ids = [job.job for job in last_of_each(folder).values()]
+    """State of each of the jobs of a run, or of a sweep, that wait or run, by id."""
+    ids = [job.job for run in family(folder) for job in last_of_each(run).values()]
     return {job: state for job, state in queue.states(ids).items() if state.word not in OVER}
 
 
@@ -112,7 +124,7 @@ def send(stages: Sequence[Stage], site: Site, after: str | None) -> list[str]:
                 )
     scripts = [keep(stage, site) for stage in stages]
     for script in scripts:
-        queue.check(script)
+        queue.check(str(script))
     ids: list[str] = []
     try:
         for stage, script in zip(stages, scripts, strict=True):
@@ -140,10 +152,13 @@ def keep(stage: Stage, site: Site) -> Path:
 
 
 def _remember(job: Job, job_id: str) -> None:
+    lines: dict[Path, str] = {}
     for suffix, folder, stage in elements(job):
         line = {"job": job_id + suffix, "stage": stage, "log": str(job.cwd / job.log(job_id + suffix)), "time": time.time()}
+        lines[folder] = lines.get(folder, "") + json.dumps(line) + "\n"
+    for folder, text in lines.items():
         with open(job.cwd / folder / RECORD, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(text)
 
 
 def run_here(stages: Sequence[Stage], site: Site) -> int:
@@ -158,11 +173,26 @@ def run_here(stages: Sequence[Stage], site: Site) -> int:
 
 
 def text(stages: Sequence[Stage], site: Site, after: str | None) -> str:
-    """The scripts as they would be submitted; with several, each waits for a job whose id is not known yet."""
-    first = replace(stages[0].resources, after=after)
-    others = [replace(stage.resources, after="JOB_BEFORE") for stage in stages[1:]]
-    asked = zip(stages, [first, *others], strict=True)
-    return "\n".join(render(stage.job, resources, site) for stage, resources in asked)
+    """What would be submitted, for sbatch on another machine: the script, or of several one that submits them in a row.
+
+    The folders of their logs are made, for SLURM makes none.
+    """
+    for stage in stages:
+        (stage.job.cwd / stage.job.folder).mkdir(parents=True, exist_ok=True)
+    if len(stages) == 1:
+        return render(stages[0].job, replace(stages[0].resources, after=after), site)
+    return "".join(_submitting(stages, site, after))
+
+
+def _submitting(stages: Sequence[Stage], site: Site, after: str | None) -> Iterator[str]:
+    yield f"#!/bin/bash\n# {len(stages)} jobs, each after the one before. Give this to bash, or to sbatch, on a login node\n"
+    yield f"job={shlex.quote(after or '')}\n"
+    for stage in stages:
+        text = render(stage.job, stage.resources, site)
+        assert END_OF_SCRIPT not in text.splitlines()
+        yield "job=$(sbatch --parsable ${job:+--dependency=\"afterok:${job%%;*}\" --kill-on-invalid-dep=yes} "
+        yield f"<<'{END_OF_SCRIPT}'\n{text}{END_OF_SCRIPT}\n) || exit 1\n"
+        yield f"echo \"${{job%%;*}}  \"{shlex.quote(stage.job.stage)}\n"
 
 
 def wait(stages: Sequence[Stage], ids: Sequence[str]) -> int:

@@ -3,10 +3,11 @@
 import contextlib
 import math
 import os
+import random
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from pants_dist.agent import ALONE
 from pants_dist.callbacks import STOP_REQUEST
 from pants_dist.checkpoints import resume_point
 from pants_dist.config import Data, Settings
-from pants_dist.errors import UserError
+from pants_dist.errors import DamagedError, UserError
 from pants_dist.evaluate import validation_cases
 from pants_dist.nodes import Node, RaySize, allocated_cores, excused, gathered, this_node
 from pants_dist.plan import Plan
@@ -31,6 +32,7 @@ from pants_dist.train import FAILURE, plan_of
 
 REQUEUE = 75  # exit code: stopped on request with everything saved; run the same command again (EX_TEMPFAIL)
 ATTEMPT = "PANTS_DIST_ATTEMPT"  # environment: which start of a job this is; set by the batch script
+CASES_READ = 8  # by each node, before ranks start
 FIRST_PATIENCE_S, PATIENCE_S = 300, 40  # for the agents of other nodes, at first and after a rank was killed
 
 
@@ -73,11 +75,14 @@ def launch(settings: Settings, name: str) -> int:
     return _outcome(run, code) if node.leads else int(code != 0)
 
 
-def prepared(settings: Settings, nodes: int = 1) -> Prepared:
-    """What a run with these settings on so many nodes needs. Raises UserError where they do not fit together."""
+def prepared(settings: Settings, nodes: int = 1, fits: Callable[[Settings], None] = memory.check) -> Prepared:
+    """What a run with these settings on so many nodes needs. Raises UserError where they do not fit together.
+
+    `fits` looks at the memory that a step needs: that of this machine, unless the run will be on others.
+    """
     config.check(settings)
     check_shares(settings.train, nodes)
-    memory.check(settings)
+    fits(settings)
     store = open_store(settings.data.store)
     settings = replace(settings, data=_found_from_anywhere(settings.data, store))
     splits = splits_of(store, settings.data)
@@ -130,7 +135,7 @@ def placed(ready: Prepared, node: Node, run: Path) -> Iterator[tuple[list[str], 
 
     Raises UserError where this node, or another of the run, cannot take part.
     """
-    settings, fault = ready.settings, _lacking(ready.settings)
+    settings, fault = ready.settings, _lacking(ready)
     if node.count > 1:
         report = Report.of_this_node(ready.store.digest, fault)
         with gathered(node, run, report, ray_size(settings)) as found:
@@ -142,12 +147,29 @@ def placed(ready: Prepared, node: Node, run: Path) -> Iterator[tuple[list[str], 
             yield [], environment
 
 
-def _lacking(settings: Settings) -> str:
-    """What this node has too little of for the run, with the cure; "" if nothing."""
+def check_cases(store: Store, most: int) -> None:
+    """Raises UserError where one of so many cases, drawn with a fixed seed, is missing, has another size, or cannot be read."""
+    cases = list(store.cases)
+    for case in random.Random(0).sample(cases, min(most, len(cases))):
+        try:
+            store.read_patch(case, (0, 0, 0), (8, 8, 8))
+        except (DamagedError, OSError) as error:
+            raise UserError(f"store {store.path}: {error}; run pants-dist verify {store.path}") from error
+
+
+def _lacking(ready: Prepared) -> str:
+    """What this node has too little of for the run, or cannot read, with the cure; "" if nothing."""
+    settings, given = ready.settings, os.environ.get("SLURM_GPUS_ON_NODE", "0")
     ranks, gpus = settings.train.ranks, torch.cuda.device_count()
+    if given != "0" and not gpus:
+        return (
+            f"SLURM gave us {given} GPUs, but torch sees none; install a torch with CUDA that fits the driver (nvidia-smi says "
+            "which), or leave this node out (--sbatch.exclude)"
+        )
     if 0 < gpus < ranks:
         return f"train.ranks is {ranks}, but this node gives us {gpus} GPUs; ask for {ranks}, or use {gpus} ranks"
     try:
+        check_cases(ready.store, CASES_READ)
         if size := ray_size(settings):
             cluster.check_memory(*size)
     except UserError as error:
@@ -187,27 +209,39 @@ def _found_from_anywhere(data: Data, store: Store) -> Data:
 def prepare_run(settings: Settings, name: str, about: str) -> Path:
     """The run folder with its config.yaml, which begins with `about`, a line on what the run is trained on.
 
-    In a folder that exists, `train.steps` may only grow, and of the others only settings.MAY_CHANGE may differ.
+    Raises UserError for a run that exists with other settings (check_same).
     """
     run = Path(settings.runs) / name
-    path = run / "config.yaml"
-    if path.is_file():
-        before = config.load(path, [])
-        changed = [
-            (key, old, new)
-            for key, old, new in config.difference(before, settings)
-            if key not in MAY_CHANGE and (key != "train.steps" or new < old)
-        ]
-        if changed:
-            key, old, new = changed[0]
-            raise UserError(
-                f"run {run}: {key} was {old} and is now {new}; use the same settings, or another --run-name"
-            )
+    check_same(settings, run)
     run.mkdir(parents=True, exist_ok=True)
-    header = f"# pants-dist {__version__}, {about}\n"
-    header += f"# start again: pants-dist train --config {path} --run-name {name}\n"
-    write_atomically(path, header + config.dump(settings))
+    write_atomically(run / "config.yaml", config_text(settings, run, about))
     return run
+
+
+def config_text(settings: Settings, run: Path, about: str) -> str:
+    """What config.yaml of this run says."""
+    header = f"# pants-dist {__version__}, {about}\n"
+    header += f"# start again: pants-dist train --config {run / 'config.yaml'} --run-name {run.name}\n"
+    return header + config.dump(settings)
+
+
+def check_same(settings: Settings, run: Path) -> None:
+    """In a folder that exists, `train.steps` may only grow, and of the others only settings.MAY_CHANGE may differ.
+
+    Raises UserError with the first that does.
+    """
+    path = run / "config.yaml"
+    if not path.is_file():
+        return
+    before = config.load(path, [])
+    changed = [
+        (key, old, new)
+        for key, old, new in config.difference(before, settings)
+        if key not in MAY_CHANGE and (key != "train.steps" or new < old)
+    ]
+    if changed:
+        key, old, new = changed[0]
+        raise UserError(f"run {run}: {key} was {old} and is now {new}; use the same settings, or another --run-name")
 
 
 def _run(command: list[str], environment: dict[str, str], run: Path, node: Node, restarts: int) -> int:

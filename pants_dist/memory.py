@@ -41,14 +41,23 @@ def step_bytes(settings: Settings, patch_zyx: Zyx, micro_batch: int, bits: int) 
     return outputs * bits // 8 + copies * 4 * sum(weight.numel() for weight in network.parameters())
 
 
-def check(settings: Settings) -> None:
-    """Raises UserError, with what would fit, where a patch or micro-batch is more than this machine's memory can hold."""
-    if torch.cuda.is_available():
+def check(settings: Settings, elsewhere: float | None = None) -> None:
+    """Raises UserError, with what would fit, where a patch or micro-batch is more than this machine's memory can hold.
+
+    `elsewhere`: bytes that a rank has on the CPUs of another machine instead; infinite where nobody knows.
+    """
+    if elsewhere == math.inf:
+        return
+    there: float
+    if elsewhere is not None:
+        there, what = elsewhere, "a rank's share of the job's memory"
+    elif torch.cuda.is_available():
         there, what = torch.cuda.get_device_properties(0).total_memory, torch.cuda.get_device_name(0)
     else:
         whole = min(psutil.virtual_memory().total, cluster.memory_limit() or math.inf)
         there, what = int(whole / settings.train.ranks), "a rank's share of this machine's memory"
-    kind = arithmetic_of(settings.train.precision, "cuda" if torch.cuda.is_available() else "cpu")
+    device = "cuda" if torch.cuda.is_available() and elsewhere is None else "cpu"
+    kind = arithmetic_of(settings.train.precision, device)
     bits, patch, micro = 8 * kind.itemsize, settings.data.patch_zyx, _at_once(settings)
     need = step_bytes(settings, patch, micro, bits)
     if need <= there:

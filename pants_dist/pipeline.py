@@ -5,6 +5,7 @@ goes on from the stage, or the slices, that failed.
 """
 
 import itertools
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,12 +19,19 @@ from pants_dist.submit import Job, Resources
 Words = tuple[str, ...]
 
 
+def folder_of(verb: str, subject: Path, cwd: Path) -> Path:
+    """Where the jobs of a verb are kept that has no run: named by the path it works on, for two stores may have one name."""
+    whole = Path(os.path.abspath(cwd / subject))
+    parts = whole.relative_to(cwd).parts if whole.is_relative_to(cwd) else whole.parts[1:]
+    return Path("runs") / "-".join([verb, *(parts or (cwd.name,))])
+
+
 def convert_stages(words: Words, store: Path, slices: int, resources: Resources, cwd: Path) -> list[Stage]:
     """`convert` as one job, or as an array of slices and a job that then writes the manifest.
 
     `words` are those of the verb, from "convert" on. Of the slices, those that are not done; all, where all are.
     """
-    folder = Path("runs") / f"convert-{store.name}"
+    folder = folder_of("convert", store, cwd)
     resources = replace(resources, nodes=1, gpus_per_node=0)
     if "--workers" not in {word.partition("=")[0] for word in words}:
         words = (*words, "--workers", str(resources.cpus_per_task))
@@ -39,11 +47,19 @@ def convert_stages(words: Words, store: Path, slices: int, resources: Resources,
     return [Stage(sliced, resources), Stage(whole, resources)]
 
 
-def train_stage(runs: Sequence[Path], folder: Path, most: int | None, resources: Resources, cwd: Path) -> Stage:
-    """`train` of one prepared run folder, or of several as an array of which `most` run at a time."""
+def train_stage(
+    runs: Sequence[Path], folder: Path, most: int | None, resources: Resources, cwd: Path, configs: Sequence[str] = ()
+) -> Stage:
+    """`train` of one prepared run folder, or of several as an array of which `most` run at a time.
+
+    Where the folders are not prepared, the script brings along the `configs` of each.
+    """
     several = len(runs) > 1 or folder not in runs
     array = f"0-{len(runs) - 1}" + (f"%{most}" if most else "") if several else None
-    return Stage(Job(template="train", stage="train", folder=folder, cwd=cwd, runs=tuple(runs), array=array), resources)
+    job = Job(
+        template="train", stage="train", folder=folder, cwd=cwd, runs=tuple(runs), array=array, configs=tuple(configs)
+    )
+    return Stage(job, resources)
 
 
 def command_stage(

@@ -15,11 +15,10 @@ PATIENCE_SECONDS = 30
 
 @dataclass(frozen=True)
 class State:
-    """What the queue says of a job: a word like RUNNING, why it waits, and time left as SLURM writes it."""
+    """What the queue says of a job: a word like RUNNING, and why it waits."""
 
     word: str
     reason: str = ""
-    time_left: str = ""
 
 
 def submit(script: Path, *options: str) -> str:
@@ -28,9 +27,9 @@ def submit(script: Path, *options: str) -> str:
     return answer.strip().splitlines()[-1].partition(";")[0]
 
 
-def check(script: Path) -> None:
-    """Raises UserError with sbatch's reason where it would not take the script. Nothing is queued."""
-    _ask("sbatch", "--test-only", str(script))
+def check(*words: str) -> None:
+    """Raises UserError with sbatch's reason where it would not take a script, or options. Nothing is queued."""
+    _ask("sbatch", "--test-only", *words)
 
 
 def states(ids: Sequence[str]) -> dict[str, State]:
@@ -38,9 +37,9 @@ def states(ids: Sequence[str]) -> dict[str, State]:
     if not ids or not shutil.which("squeue"):
         return {}
     user = f"--user={os.getuid()}"  # it refuses ids that it has forgotten, so it is asked for all of ours
-    answer = _ask("squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%r|%L", user)
-    rows = [line.split("|") for line in answer.splitlines() if line.count("|") == 3]
-    return {job: State(word, reason, left) for job, word, reason, left in rows if job in ids}
+    answer = _ask("squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%r", user)
+    rows = [line.split("|") for line in answer.splitlines() if line.count("|") == 2]
+    return {job: State(word, reason) for job, word, reason in rows if job in ids}
 
 
 def accounted(ids: Sequence[str]) -> dict[str, State]:

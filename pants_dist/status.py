@@ -4,11 +4,12 @@ Asked in this order: the queue, the mark that a script leaves when its stage end
 it, and the heartbeat in summary.json.
 """
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,11 @@ def rows(runs: Path) -> list[Row]:
         raise UserError(f"runs {runs}: no run there; start one with pants-dist train or pants-dist submit")
     jobs = {folder: last_of_each(folder) for folder in folders}
     ids = [job.job for of_folder in jobs.values() for job in of_folder.values()]
-    known = queue.states(ids)
+    try:
+        known = queue.states(ids)
+    except UserError as error:  # SLURM is down: the run folders still say what they know
+        print(f"pants-dist: {error}; what follows is from the run folders alone", file=sys.stderr)
+        known = {}
     known = queue.accounted([job for job in ids if job not in known]) | known
     return [row for folder in folders for row in _rows_of(folder, runs, jobs[folder], known)]
 
@@ -115,7 +120,8 @@ def _progress(folder: Path, summary: dict[str, Any], queued: bool) -> dict[str, 
         found["metric"] = f"{name} {metrics[name]:.3f}"
     silent = time.time() - summary.get("heartbeat", time.time())
     if queued and summary.get("state") == "running" and silent > SILENT_SECONDS:
-        found["notes"].append(f"no step for {timedelta(seconds=round(silent))}")
+        since = datetime.fromtimestamp(summary["heartbeat"]).strftime("%m-%d %H:%M")
+        found["notes"].append(f"stalled since {since} (no step for {timedelta(seconds=round(silent))})")
     if summary.get("error"):
         found["notes"].append(str(summary["error"]))
     return found

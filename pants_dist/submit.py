@@ -4,6 +4,8 @@ The words are in slurm/*.j2. Whatever a user or a site gave reaches the script q
 as they are. The same script runs without SLURM, too: `bash RUN/submit.sbatch`.
 """
 
+import json
+import re
 import shlex
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -16,6 +18,7 @@ from pants_dist.errors import UserError
 from pants_dist.site import Site, needed, program, quoted
 
 NOTICE_SECONDS = 180  # before the time limit; SLURM may be up to 60 s early
+HEREDOC = "END OF CONFIG"  # no line of YAML that we write
 GB_PER_CPU = 4  # asked for where --mem is not given: Ray's shared memory counts as the job's
 
 
@@ -44,6 +47,7 @@ class Job:
 
     `folder` keeps script and log; `stage` is what it does, and names both; `words` follow `pants-dist`. `runs` are the
     run folders of a "train" script, one an array element; `slices` the number of parts of any other, an array element each.
+    `configs` are config.yaml of each of the runs, where the script has to bring them along.
     """
 
     template: Literal["job", "train", "convert"]
@@ -52,6 +56,7 @@ class Job:
     cwd: Path
     words: tuple[str, ...] = ()
     runs: tuple[Path, ...] = ()
+    configs: tuple[str, ...] = ()
     slices: int | None = None
     array: str | None = None  # like "1-8%4" or "2,5"
 
@@ -85,9 +90,16 @@ def render(job: Job, resources: Resources, site: Site) -> str:
         outlives="--no-kill" in options,
         tarball=shlex.quote(needed(site)) if site.environment == "tarball" else None,
         program=" ".join(program(site)), words=" ".join(quoted(job.words)), runs=quoted([str(run) for run in job.runs]),
+        configs=list(zip(quoted([str(run) for run in job.runs]), job.configs, strict=False)), heredoc=HEREDOC,
+        stage_begins=_begins("stage", job.stage), log_begins=_begins("log", f"{job.cwd / job.folder}/{job.stage}-"),
         slices=job.slices, interface=shlex.quote(site.interface) if site.interface else None,
         ports="{}-{}".format(*site.ports),
     )  # fmt: skip
+
+
+def _begins(name: str, text: str) -> str:
+    """An entry of a JSON object that a shell goes on with."""
+    return shlex.quote(f'"{name}": {json.dumps(text)[:-1]}')
 
 
 def templates() -> Path:
@@ -112,7 +124,7 @@ def _own(job: Job, resources: Resources, site: Site) -> dict[str, str]:
         "cpus-per-task": str(resources.cpus_per_task),
         "mem": resources.mem or site.sbatch.get("mem") or f"{GB_PER_CPU * resources.cpus_per_task}G",
         "time": resources.time,
-        "signal": f"B:USR1@{NOTICE_SECONDS}",
+        "signal": f"B:USR1@{notice_seconds(resources.time or site.sbatch.get('time'))}",
         "partition": resources.partition or site.partition,
         "account": resources.account or site.account,
         "qos": resources.qos or site.qos,
@@ -124,6 +136,17 @@ def _own(job: Job, resources: Resources, site: Site) -> dict[str, str]:
         "mail-user": resources.mail_user,
     }
     return {name: value for name, value in asked.items() if value} | {"requeue": ""}
+
+
+def notice_seconds(limit: str | None) -> int:
+    """How long before the time limit the script is told: of a short job a third, else it would stop as it begins."""
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", limit or "")
+    days, first, second, third = (int(part or 0) for part in found.groups()) if found else (0, 0, 0, 0)
+    if found and (found[1] or found[4]):  # D-H[:M[:S]] or H:M:S
+        whole = ((24 * days + first) * 60 + second) * 60 + third
+    else:  # M[:S]
+        whole = 60 * first + second
+    return min(NOTICE_SECONDS, max(whole // 3, 1)) if whole else NOTICE_SECONDS
 
 
 def _gpus(resources: Resources, site: Site) -> dict[str, str]:

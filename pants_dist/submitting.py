@@ -13,6 +13,10 @@ from pants_dist.errors import UserError
 from pants_dist.parser import Given, Parser, add_convert, add_train, ends, run_name_of, settings_of
 
 VERBS = ("convert", "verify", "train", "evaluate", "report", "pipeline", "dashboard")
+OPTIONS_OF = {
+    "--nodes": ("convert", "train", "evaluate", "pipeline"), "--slices": ("convert", "evaluate", "pipeline"),
+    "--sweep": ("train",), "--leave-one-center-out": ("train",), "--max-running": ("train",),
+}  # fmt: skip
 SECONDS_BETWEEN_TABLES = 5.0
 
 
@@ -21,7 +25,8 @@ def submit(given: Given) -> int:
     from pants_dist import jobs, preflight
     from pants_dist.site import load_site
 
-    site = load_site(given.cluster)
+    given.site = site = load_site(given.cluster)
+    _refuse_of_others(given)
     stages = _stages(given)
     if given.dry_run:
         print(jobs.text(stages, site, given.after), end="")
@@ -37,7 +42,15 @@ def submit(given: Given) -> int:
     code = jobs.wait(stages, ids) if given.wait else 0
     if given.what == "dashboard" and not given.wait:
         return ends(code, "its address, once it runs: pants-dist logs", folder, "--follow")
-    return ends(code, "pants-dist status", folder)
+    return ends(code, "pants-dist status", Path(given.settings.runs) if given.what == "pipeline" else folder)
+
+
+def _refuse_of_others(given: Given) -> None:
+    """Raises UserError for an option that is of other verbs: what would be passed over is not what was meant."""
+    for option, verbs in OPTIONS_OF.items():
+        asked = getattr(given, option.strip("-").replace("-", "_"))
+        if given.what not in verbs and asked not in (None, False, [], 1):
+            raise UserError(f"submit {given.what}: {option} is for {', '.join(verbs)}; leave it out")
 
 
 def complete(given: Given, beyond: list[str], verbs: dict[str, Parser]) -> None:
@@ -99,6 +112,7 @@ def _convert(given: Given) -> list[Any]:
 
     if given.own.slice:
         raise UserError("submit convert: --slice is of a single process; give the number of slices as --slices N")
+    given.slices = max(given.slices, given.nodes)
     _check_conversion(given)
     return convert_stages(given.words, given.own.store, given.slices, _resources(given), Path.cwd())
 
@@ -126,8 +140,10 @@ def _train(given: Given) -> list[Any]:
     if len(variants) > 1 and not given.dry_run and not given.local:
         check_array(len(variants), queue.largest_array_index(), "submit train")
     base = Path(given.settings.runs) / given.run_name
-    runs = [_prepared(settings, name, given) for name, settings in variants]
-    return [train_stage(runs, base if len(variants) > 1 else runs[0], given.max_running, _for_training(given), Path.cwd())]
+    runs = [Path(settings.runs) / name for name, settings in variants]
+    configs = [_prepared(settings, run, given) for run, (_, settings) in zip(runs, variants, strict=True)]
+    folder = runs[0] if variants[0][0] == given.run_name else base
+    return [train_stage(runs, folder, given.max_running, _for_training(given), Path.cwd(), configs if given.dry_run else ())]
 
 
 def _variants(given: Given) -> list[tuple[str, Any]]:
@@ -136,10 +152,7 @@ def _variants(given: Given) -> list[tuple[str, Any]]:
     from pants_dist.pipeline import sweep
 
     if given.leave_one_center_out:
-        from pants_dist.store import open_store
-
-        centers = sorted(set(open_store(given.settings.data.store).frame("center")["center"].dropna()))
-        changes = [{"data.held_out_centers": config.as_yaml((center,))} for center in centers]
+        return _folds(given)
     else:
         changes = sweep(given.sweep)
     for name in changes[0]:
@@ -151,18 +164,39 @@ def _variants(given: Given) -> list[tuple[str, Any]]:
     return [(_name(change), given.with_changes(change | {"runs": runs})) for change in changes]
 
 
+def _folds(given: Given) -> list[tuple[str, Any]]:
+    """A run without each of the hospitals, in the order of data.leave_one_center_out; other words on who is held out go."""
+    from pants_dist.splits import COLUMNS, hospitals
+    from pants_dist.store import open_store
+
+    if given.sweep:
+        raise UserError("submit train: --sweep and --leave-one-center-out are two arrays; submit them one by one")
+    names = hospitals(open_store(given.settings.data.store).frame(*COLUMNS))
+    nothing = {"data.held_out_fraction": "null", "data.held_out_centers": "[]", "data.split_file": "null"}
+    runs = str(Path(given.settings.runs) / given.run_name)
+    return [
+        (_name({f"{number:03d}": name}), given.with_changes(nothing | {"data.leave_one_center_out": str(number), "runs": runs}))
+        for number, name in enumerate(names)
+    ]
+
+
 def _name(change: dict[str, str]) -> str:
     return re.sub(r"[^\w.=,+-]+", "_", ",".join(f"{name}={value.strip('[]')}" for name, value in change.items()))
 
 
-def _prepared(settings: Any, name: str, given: Given) -> Path:
-    """The run folder, checked and with its config.yaml; with --dry-run nothing is written."""
-    from pants_dist.launch import prepare_run, prepared
-    from pants_dist.preflight import check_files
+def _prepared(settings: Any, run: Path, given: Given) -> str:
+    """The run's config.yaml, all checked; written to its folder, with --dry-run not."""
+    from pants_dist import memory
+    from pants_dist.launch import check_cases, check_same, config_text, prepare_run, prepared
+    from pants_dist.preflight import SAMPLED, rank_bytes
 
-    ready = prepared(settings, given.nodes)
-    check_files(ready.store)
-    return Path(settings.runs) / name if given.dry_run else prepare_run(ready.settings, name, ready.about)
+    there = rank_bytes(_for_training(given), settings, given.site)
+    ready = prepared(settings, given.nodes, lambda settings: memory.check(settings, there))
+    check_cases(ready.store, SAMPLED)
+    check_same(ready.settings, run)
+    if not given.dry_run:
+        prepare_run(ready.settings, run.name, ready.about)
+    return config_text(ready.settings, run, ready.about)
 
 
 def _for_training(given: Given) -> Any:
@@ -176,19 +210,22 @@ def _for_training(given: Given) -> Any:
 
 
 def _pipeline(given: Given) -> list[Any]:
-    from pants_dist.launch import prepare_run
+    from pants_dist.launch import check_same, config_text, prepare_run
     from pants_dist.pipeline import after_training, command_stage, convert_stages, still_to_do, train_stage
 
     _check_conversion(given)
     resources, cwd, store = _resources(given), Path.cwd(), str(given.own.store)
     run = Path(given.settings.runs) / given.run_name
+    about = "of a store that is still to be made"
+    check_same(given.settings, run)
     if not given.dry_run:
-        prepare_run(given.settings, given.run_name, "of a store that is still to be made")
+        prepare_run(given.settings, given.run_name, about)
+    configs = [config_text(given.settings, run, about)] if given.dry_run else []
     verify = ("verify", store)
     from_scratch = [
         *convert_stages(given.words, given.own.store, given.slices, resources, cwd),
         command_stage("verify", verify, run, replace(resources, gpus_per_node=0), cwd),
-        train_stage([run], run, None, _for_training(given), cwd),
+        train_stage([run], run, None, _for_training(given), cwd, configs),
         *after_training(run, resources, cwd),
     ]
     return still_to_do(from_scratch)
@@ -206,10 +243,10 @@ def _evaluate(given: Given) -> list[Any]:
 
 
 def _command(given: Given) -> list[Any]:
-    from pants_dist.pipeline import command_stage
+    from pants_dist.pipeline import command_stage, folder_of
 
     subject = next(getattr(given.own, name) for name in ("store", "out", "runs") if hasattr(given.own, name))
-    folder = Path("runs") / f"{given.what}-{subject.name or subject.resolve().name}"
+    folder = folder_of(given.what, subject, Path.cwd())
     return [command_stage(given.what, given.words, folder, _resources(given), Path.cwd())]
 
 
@@ -229,13 +266,15 @@ def status(given: Given) -> int:
 
 def logs(given: Given) -> int:
     """What a run's last job wrote."""
-    from pants_dist.jobs import follow, last_of_each
+    from pants_dist.jobs import family, follow, last_of_each
 
     known = last_of_each(given.run)
     if given.stage and given.stage not in known:
         raise UserError(f"run {given.run}: no job of stage {given.stage}; there are {', '.join(known) or 'none'}")
     if not known:
-        raise UserError(f"run {given.run}: nothing was submitted for it; see pants-dist status")
+        runs = ", ".join(str(run) for run in family(given.run)[1:])
+        instead = f"its runs are {runs}" if runs else "see pants-dist status"
+        raise UserError(f"run {given.run}: nothing was submitted for it; {instead}")
     job = known[given.stage] if given.stage else max(known.values(), key=lambda job: job.time)
     for line in follow(job.log, given.run, given.rank, given.follow):
         print(line, end="", flush=True)
@@ -281,7 +320,7 @@ def add_cluster_verbs(add: Callable[[Callable[[Given], int]], Parser]) -> None:
 
 def _add_resources(verb: argparse.ArgumentParser) -> None:
     group = verb.add_argument_group("resources", "defaults come from the cluster's file")
-    group.add_argument("--nodes", metavar="N", type=int, default=1, help="train: nodes (default %(default)s)")
+    group.add_argument("--nodes", metavar="N", type=int, default=1, help="nodes; convert, evaluate: like --slices (default 1)")
     verb_options: Any = verb
     for option, kind, text in (
         ("--gpus-per-node", int, "GPUs of each node; train: one rank each"),

@@ -19,7 +19,9 @@ from pathlib import Path
 import psutil
 from small import comm
 
+SLOWER = float(os.environ.get("SLOWER", 1))  # than a machine that does nothing else: tests wait so many times longer
 NEEDS = ("munged", "slurmctld", "slurmd", "sbatch")
+CLAIMS: list[ExitStack] = []  # names of ports, ours until this process ends
 CONF = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -66,7 +68,8 @@ class Cluster:
 
     def call(self, *words: str | Path, cwd: Path | None = None, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [str(word) for word in words], env=self.environment, cwd=cwd, capture_output=True, text=True, timeout=timeout
+            [str(word) for word in words], env=self.environment, cwd=cwd, capture_output=True, text=True,
+            timeout=SLOWER * timeout,
         )
 
     def node(self, name: str, what: str) -> str:
@@ -87,12 +90,27 @@ class Cluster:
     def start_node(self, name: str) -> None:
         subprocess.run(["slurmd", "-N", name], env=self.environment, check=True, timeout=30)
 
+    def left_by(self, *jobs: str) -> list[int]:
+        """Processes of these jobs that are still there, wherever they went."""
+        words = {f"SLURM_JOB_ID={job}" for job in jobs}
+        return [pid for pid, said in self._processes() if words & said]
+
+    def _processes(self) -> Iterator[tuple[int, set[str]]]:
+        """Of this cluster's jobs: another one on this machine numbers jobs and nodes alike."""
+        ours = f"SLURM_CONF={self.folder}/slurm.conf"
+        return ((pid, words) for pid, words in processes() if ours in words and pid != os.getpid())
+
+    def sweep(self) -> None:
+        """Kill what its jobs left."""
+        for pid, _ in self._processes():
+            kill(pid)
+
     def lose_node(self, name: str) -> None:
         """Kill its slurmd and all that runs below it, and tell the controller at once.
 
         First those that would still report how a job ended: a node that loses its power says nothing.
         """
-        below = [pid for pid, words in processes() if f"SLURMD_NODENAME={name}" in words]
+        below = [pid for pid, words in self._processes() if f"SLURMD_NODENAME={name}" in words]
         reporting = {pid for job in below for pid in ancestors(job) if comm(pid) == "slurmstepd"}
         for pid in (int((self.folder / f"{name}.pid").read_text()), *reporting, *below):
             kill(pid)
@@ -112,7 +130,7 @@ def started(folder: Path) -> Iterator[Cluster]:
     key.write_bytes(secrets.token_bytes(64))
     key.chmod(0o600)
     with ExitStack() as ending:
-        ending.callback(_sweep, folder)
+        ending.callback(cluster.sweep)
         munged = ["munged", f"--socket={folder}/munge.socket", f"--key-file={key}", f"--pid-file={folder}/munged.pid"]
         munged += [f"--log-file={folder}/munged.log", f"--seed-file={folder}/munge.seed", "--force"]
         subprocess.run(munged, check=True, timeout=30)
@@ -129,7 +147,7 @@ def started(folder: Path) -> Iterator[Cluster]:
 
 def until(holds: Callable[[], object], seconds: float) -> str:
     """What `holds` says as soon as it is true; TimeoutError otherwise."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + SLOWER * seconds
     while time.monotonic() < deadline:
         if said := holds():
             return str(said)
@@ -138,14 +156,21 @@ def until(holds: Callable[[], object], seconds: float) -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    """Neighbouring ports that nobody listens at."""
-    for first in range(27000, 32000, count):
+    """Neighbouring ports that nobody listens at, and that no other tests on this machine take before we have ended.
+
+    Outside of the range that pants-dist takes its own from.
+    """
+    for first in range(12000, 19000, count):
         with ExitStack() as held:
             try:
                 for port in range(first, first + count):
-                    held.enter_context(socket.socket()).bind(("127.0.0.1", port))
+                    claim = held.enter_context(socket.socket(socket.AF_UNIX))
+                    claim.bind(f"\0pants-dist-test-{port}")
+                    with socket.socket() as probe:
+                        probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
+            CLAIMS.append(held.pop_all())
             return list(range(first, first + count))
     raise OSError("no free ports")
 
@@ -170,11 +195,6 @@ def ancestors(pid: int) -> list[int]:
         return []
 
 
-def of_job(job_id: str) -> list[int]:
-    """Processes of a job that are still there, wherever they went."""
-    return [pid for pid, words in processes() if f"SLURM_JOB_ID={job_id}" in words and pid != os.getpid()]
-
-
 def kill(pid: int) -> None:
     try:
         os.kill(pid, signal.SIGKILL)
@@ -194,13 +214,6 @@ def _end(pid_file: Path) -> None:
             return
         time.sleep(0.05)
     kill(pid)
-
-
-def _sweep(folder: Path) -> None:
-    """Kill what jobs of this cluster left: whatever has our configuration in its environment, or the folder open."""
-    for pid, words in processes():
-        if f"SLURM_CONF={folder}/slurm.conf" in words and pid != os.getpid():
-            kill(pid)
 
 
 def missing() -> list[str]:

@@ -30,6 +30,7 @@ LACKS = [
     ({"torch_gpus": 0, "gpus": ()}, "GPU", "note", "nothing to do"),
     ({"commands": (), "site": None}, "SLURM", "note", "nothing to do"),
     ({"commands": SLURM[:2]}, "SLURM", "note", "ask the site"),
+    ({"refusal": "sbatch refused: Batch job submission failed: Invalid account"}, "SLURM", "note", "cluster's file"),
     ({"open_files": 1024}, "open files", "note", "ulimit -Hn"),
     ({"site": None}, "site file", "note", "say once"),
     ({"site_fault": "cluster x.yaml: no entry 'partitoin'"}, "site file", "missing", "mend it"),

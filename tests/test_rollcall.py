@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from slurm_cluster import free_ports, until
 from small import LAUNCH, make_store, started
 
-from pants_dist import config, rollcall
+from pants_dist import config, launch, rollcall
 from pants_dist.errors import UserError
 from pants_dist.rollcall import Report, RollCall, differences
 
@@ -113,6 +114,15 @@ def test_no_node_0() -> None:
     (port,) = free_ports(1)
     with pytest.raises(UserError, match=f"cannot reach node 0 at {HERE}:{port} .*Connection refused"):
         RollCall(1, 2, HERE, port)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_gpus_that_torch_cannot_use_are_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SLURM gave this node two: it does not train on its CPUs instead."""
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "2")
+    words = [f"--data.store={make_store(tmp_path / 'store')}", f"--runs={tmp_path}", "--train.ranks=1"]
+    with pytest.raises(UserError, match="SLURM gave us 2 GPUs, but torch sees none; install a torch with CUDA"):
+        launch.launch(config.load("debug", words), "run")
 
 
 @pytest.mark.timeout(120)

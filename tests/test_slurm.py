@@ -1,6 +1,7 @@
 """On a real SLURM: arrays, preemption, requeues, lost nodes, two jobs on one node. The cluster is slurm_cluster.py's."""
 
 import json
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from slurm_cluster import Cluster, of_job, until
+from slurm_cluster import SLOWER, Cluster, until
 from small import make_store, started
 from sources import files_of, write_pants
 
@@ -18,7 +19,8 @@ from pants_dist import config, launch
 from pants_dist.jobs import submitted
 from pants_dist.tracking import read_metrics, read_summary
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(600 * SLOWER)
+ROOT = Path(__file__).parent.parent
 STEPS = 100  # that are compared with an uninterrupted run's
 SMALL = {
     "data.patch_zyx": "[16, 32, 32]", "model.channels": "[4, 8, 16]", "tracking.wandb": "off", "train.log_every": "1",
@@ -68,18 +70,40 @@ def step(run: Path) -> int:
     return read_summary(run).get("step", 0)
 
 
+def tarball(folder: Path) -> Path:
+    """A tar file of a virtual environment that finds pants-dist and its packages where this one does."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", "--symlinks", folder / "env"], check=True)
+    (packages,) = (folder / "env/lib").glob("python*/site-packages")
+    (packages / "here.pth").write_text("\n".join([str(ROOT), *(path for path in sys.path if path.endswith("site-packages"))]))
+    subprocess.run(["tar", "-cf", folder / "env.tar", "-C", folder / "env", "."], check=True)
+    return folder / "env.tar"
+
+
 def test_hostile_names_pass_through_slurm(slurm: Cluster, home: Path, store: Path) -> None:
-    """Quotes, `;`, `$()` and `%` in a folder's name: the job runs there, its log and its mark are there, nothing else is."""
+    """Quotes, `;`, `$()` and `%` in a folder's name: the job runs there, its log and its mark are there, nothing else is.
+
+    It runs from a tarball, which is unpacked to the node's disk and leaves nothing there; what a killed job left is
+    swept, what belongs to a job that is not over is not.
+    """
     cwd = home / """a b'c"d; $(touch hit) `touch hit` %j #e"""
     cwd.mkdir()
     linked = cwd / "$(touch hit) 's"
     linked.symlink_to(store)
-    words = ("submit", "verify", linked, "--wait", "--mem", "1G", "--time", "5", "--sbatch.comment=$(touch hit); 'x")
-    pants_dist(slurm, cwd, *words)
+    waiting = slurm.call("sbatch", "--parsable", "--hold", "--output=/dev/null", "--wrap=true").stdout.strip()
+    alive, leftover = (home / "scratch" / f"pants-dist-env-{job}" for job in (waiting, 4711))
+    alive.mkdir()
+    leftover.mkdir()
+    with open(slurm.folder / "cluster.yaml", "a") as file:
+        file.write(f"environment: tarball\nenvironment_path: {json.dumps(str(tarball(cwd)))}\n")
+    words = ("submit", "verify", linked, "--mem", "1G", "--time", "5", "--sbatch.comment=$(touch hit); 'x")
+    assert "sbatch refused: " in pants_dist(slurm, cwd, *words, "--partition", "nowhere", code=2)
+    assert not (cwd / "runs" / f"verify-{linked.name}" / "jobs.jsonl").exists()
+    pants_dist(slurm, cwd, *words, "--wait")
     folder = cwd / "runs" / f"verify-{linked.name}"
     assert (folder / "done" / "verify").exists()
     assert "whole" in submitted(folder)[-1].log.read_text()
     assert not list(home.rglob("hit")) and not Path("hit").exists()
+    assert list((home / "scratch").iterdir()) == [alive]
 
 
 def test_slices_are_an_array_and_those_that_failed_run_again(slurm: Cluster, home: Path) -> None:
@@ -132,9 +156,13 @@ class Lives:
 
 @pytest.fixture(scope="module")
 def lives(slurm: Cluster, store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lives]:
-    """Each of the four in its place and training, then to each what its name says."""
+    """Each of the four in its place and training, then to each what its name says. Ranks find no scontrol: no command."""
     home = tmp_path_factory.mktemp("lives")
-    (slurm.folder / "cluster.yaml").write_text("scratch: /tmp\n")
+    inside = home / "container" / "bin" / "python"
+    inside.parent.mkdir(parents=True)
+    inside.write_text(f'#!/bin/sh\nPATH=/nowhere exec {sys.executable} "$@"\n')
+    inside.chmod(0o755)
+    (slurm.folder / "cluster.yaml").write_text(f"scratch: /tmp\nenvironment_path: {home}/container\n")
     long = SMALL | {"train.steps": "100000", "data.store": str(store), "runs": str(home)}
     whole = started(config.load("debug", [f"--{key}={value}" for key, value in long.items()]), "whole", SLURM_CPUS_PER_TASK="1")
 
@@ -186,20 +214,15 @@ def test_a_preempted_job_goes_on(slurm: Cluster, lives: Lives) -> None:
     lives.went_on(slurm, "preempted")
 
 
-def test_a_killed_batch_step_leaves_nothing(slurm: Cluster, lives: Lives) -> None:
-    """The script of a job is killed: within KillWait and 30 s none of its processes is left; it is over."""
-    job = lives.jobs["preempted"]
-    slurm.call("scancel", "--batch", "--signal=KILL", job)
-    assert slurm.ended(job) in ("FAILED", "CANCELLED")
-    until(lambda: not of_job(job), 35)
-
-
 def test_a_cancelled_job_leaves_nothing(slurm: Cluster, lives: Lives) -> None:
-    """Plain scancel, of both on a node: they end for good, with their last step saved, and no process is left."""
+    """`pants-dist cancel`, and plain scancel: both end for good, the first with its last step saved; no process is left."""
     jobs = [lives.jobs[name] for name in ("noticed", "requeued")]
-    slurm.call("scancel", *jobs)
+    pants_dist(slurm, lives.home, "cancel", lives.run("noticed"))
+    slurm.call("scancel", jobs[1])
     assert [slurm.ended(job) for job in jobs] == ["CANCELLED"] * 2
-    until(lambda: not any(map(of_job, jobs)), 35)
+    saved = torch.load(lives.run("noticed") / "checkpoints/last.ckpt", weights_only=True)["global_step"]
+    assert read_summary(lives.run("noticed"))["state"] == "stopped" and saved == step(lives.run("noticed"))
+    until(lambda: not slurm.left_by(*jobs), 35)
 
 
 def test_a_lost_node_is_left_for_another(slurm: Cluster, lives: Lives) -> None:
@@ -213,8 +236,8 @@ def test_a_lost_node_is_left_for_another(slurm: Cluster, lives: Lives) -> None:
 def test_two_trainings_share_nodes_and_leave_nothing(slurm: Cluster, home: Path, store: Path) -> None:
     """Two jobs of one user on one node, each with Ray there, one also on another: when it has finished the other goes on.
 
-    Cancelled, that one has saved its last step and is not queued again. A folder that a killed job left on a node is
-    swept, and no process, no file with a token and no folder of these two is left.
+    Then the batch step of that one is killed: within KillWait and 30 s no process of either is left, and no file with a
+    token and no folder. A folder that a killed job left on a node is swept.
     """
     leftover = home / "scratch" / "pants-ray-0-0badcafe"
     leftover.mkdir(mode=0o700)
@@ -230,43 +253,73 @@ def test_two_trainings_share_nodes_and_leave_nothing(slurm: Cluster, home: Path,
     reached = step(b)
     until(lambda: step(b) > reached + 5, 100)
     assert f"job {job} is in the queue already" in pants_dist(slurm, home, *long, code=2)
-    pants_dist(slurm, home, "cancel", b)
-    assert slurm.ended(job) == "CANCELLED"
-    saved = torch.load(b / "checkpoints/last.ckpt", weights_only=True)["global_step"]
-    assert read_summary(b)["state"] == "stopped" and saved == read_summary(b)["step"] > reached
-    until(lambda: not of_job(job) and not of_job(short), 40)
+    assert slurm.left_by(job)
+    slurm.call("scancel", "--batch", "--signal=KILL", job)
+    assert slurm.ended(job) in ("FAILED", "CANCELLED")
+    until(lambda: not slurm.left_by(job, short), 35)
     assert not [path for run in (a, b) for path in run.glob(".meeting-*")]
     assert not list((home / "scratch").iterdir())
 
 
 def test_a_pipeline_is_one_command(slurm: Cluster, home: Path) -> None:
-    """convert, verify, train, evaluate, report in a row; a stage that fails stops those after it, and a rerun begins there."""
+    """convert, verify, train, evaluate, report in a row; a stage that fails stops those after it, and a rerun begins there.
+
+    At first with --dry-run, and what that prints is given to bash: the same jobs, and `status` knows them.
+    """
     source = write_pants(home / "PanTS", list(range(1, 7)), shape_ijk=(36, 36, 20))
     settings = [f"--{k}={v}" for k, v in (SMALL | {"train.steps": "2", "model.structures": "[liver, pancreas]"}).items()]
-    words = ["submit", "pipeline", source, "store", "--config", "debug", "--run-name", "p", "--mem", "1G", "--wait", *settings]
+    words = ["submit", "pipeline", source, "store", "--config", "debug", "--run-name", "p", "--mem", "1G", *settings]
     (home / "runs/p/evaluation").mkdir(parents=True)
     blocked = home / "runs/p/report"
     blocked.write_text("a file where a folder has to be")
-    pants_dist(slurm, home, *words, code=1)
+    (home / "all.sh").write_text(pants_dist(slurm, home, *words, "--dry-run"))
+    ids = [line.split() for line in slurm.call("bash", "all.sh", cwd=home).stdout.splitlines()]
+    assert [stage for _, stage in ids] == ["convert", "verify", "train", "evaluate", "report"]
+    assert slurm.ended(ids[-1][0]) == "FAILED"
+    assert "FAILED" in pants_dist(slurm, home, "status", "runs/p").splitlines()[4]
     done = home / "runs/p/done"
     assert sorted(path.name for path in done.iterdir()) == ["evaluate", "train", "verify"]
     blocked.unlink()
-    said = pants_dist(slurm, home, *words)
+    said = pants_dist(slurm, home, *words, "--wait")
     assert "report:" in said and "train:" not in said
     assert (home / "runs/p/report/report.html").is_file()
     assert "every stage is done" in pants_dist(slurm, home, *words, code=2)
 
 
 def test_a_sweep_is_one_array(slurm: Cluster, home: Path, store: Path) -> None:
-    """A run folder for each value, and one table of them all."""
+    """A run folder for each value, and one table of them all; --dry-run's script alone, in a clean folder, is enough for it."""
     settings = [f"--{k}={v}" for k, v in (SMALL | {"train.steps": "2", "data.store": str(store)}).items()]
     words = ["submit", "train", "--config", "debug", "--run-name", "s", "--sweep", "optim.lr=1e-3,3e-4", "--max-running", "2"]
-    pants_dist(slurm, home, *words, "--mem", "1G", "--wait", *settings)
+    (home / "script").write_text(pants_dist(slurm, home, *words, "--mem", "1G", "--dry-run", *settings))
+    done = slurm.call("sbatch", "--wait", "script", cwd=home, timeout=120)
+    assert done.returncode == 0, done.stderr + "".join(path.read_text() for path in (home / "runs/s").glob("*.out"))
     table = pants_dist(slurm, home, "status", "runs/s").splitlines()
     assert [line.split()[:3] for line in table[1:3]] == [
         ["optim.lr=1e-3", "train", "done"], ["optim.lr=3e-4", "train", "done"],
     ]  # fmt: skip
     assert config.load(home / "runs/s/optim.lr=3e-4/config.yaml", []).optim.lr == 3e-4
+    assert submitted(home / "runs/s/optim.lr=3e-4")[0].log.is_file()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("how", ["notice", "requeue"])
+def test_five_requeues_in_a_row(how: str, slurm: Cluster, home: Path, store: Path) -> None:
+    """With notice no step is done twice, and without none is missing: the losses are an uninterrupted run's."""
+    changes = {"train__steps": "100000", "train__checkpoint_minutes": "0.05"}
+    job, run = submit_training(slurm, home, store, how, **changes), home / "runs" / how
+    for attempt in range(1, 6):
+        until(lambda n=attempt: read_summary(run).get("attempt") == n and step(run) > 20 * n, 100)
+        words = ("scontrol", "requeue", job) if how == "requeue" else ("scancel", "--batch", "--signal=USR1", job)
+        slurm.call(*words)
+    until(lambda: read_summary(run).get("attempt") == 6 and step(run) > 120, 100)
+    pants_dist(slurm, home, "cancel", run)
+    assert slurm.ended(job) == "CANCELLED" and slurm.job(job, "Restarts") == "5"
+    rows, lines = read_metrics(run), (run / "metrics.jsonl").read_text().splitlines()
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1)) and (how == "requeue" or len(lines) == len(rows))
+    settings = SMALL | {"train.steps": str(len(rows)), "data.store": str(store), "runs": str(home)}
+    whole = started(config.load("debug", [f"--{key}={value}" for key, value in settings.items()]), "whole")
+    assert whole.wait(100 * SLOWER) == 0
+    assert [row["train/loss"] for row in rows[:100]] == [row["train/loss"] for row in read_metrics(home / "whole")][:100]
 
 
 @pytest.mark.long

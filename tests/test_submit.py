@@ -1,4 +1,5 @@
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -7,14 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from small import make_store
+import yaml
+from small import make_store, write_small_case
 from sources import files_of, write_pants
 
 from pants_dist import __version__, cli
 from pants_dist.errors import UserError
 from pants_dist.jobs import indices, run_here
-from pants_dist.pipeline import check_array, command_stage, convert_stages, still_to_do, sweep, train_stage
+from pants_dist.pipeline import check_array, command_stage, convert_stages, folder_of, still_to_do, sweep, train_stage
 from pants_dist.site import Site
+from pants_dist.store import write_manifest
 from pants_dist.submit import Job, Resources, render
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -48,10 +51,10 @@ def test_scripts_are_the_golden_ones(name: str) -> None:
     assert text == path.read_text()
 
 
-@pytest.mark.skipif(not shutil.which("shellcheck"), reason="no shellcheck here")
+@pytest.mark.skipif(not shutil.which("shellcheck") and not os.environ.get("CI"), reason="no shellcheck here")
 @pytest.mark.parametrize("name", GOLD)
 def test_shellcheck_has_nothing_to_say(name: str) -> None:
-    """Not even a matter of style."""
+    """Not even a matter of style. In CI it is there."""
     done = subprocess.run(["shellcheck", GOLDEN / f"{name}.sbatch"], capture_output=True, text=True)
     assert done.stdout == ""
 
@@ -109,6 +112,15 @@ def test_what_is_asked_wins_over_the_site() -> None:
     assert options(Resources(cpus_per_task=8))["--mem"] == "32G"
 
 
+@pytest.mark.parametrize(
+    ("limit", "seconds"),
+    [(None, 180), ("0", 180), ("8:00:00", 180), ("1-0", 180), ("3", 60), ("3:30", 70), ("0:02:00", 40), ("soon", 180)],
+)
+def test_a_short_job_is_told_later(limit: str | None, seconds: int) -> None:
+    """3 minutes before the end, of less than 9 minutes after two thirds: else a job would stop as it begins, for ever."""
+    assert options(Resources(time=limit))["--signal"] == f"B:USR1@{seconds}"
+
+
 def test_gpus_are_asked_for_as_the_site_takes_it() -> None:
     """As generic resource or per node, with a kind where one is named."""
     assert options(Resources(gpus_per_node=2))["--gres"] == "gpu:2"
@@ -159,6 +171,12 @@ def test_slices_here_are_one_store(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [stage.job.array for stage in again] == ["1-2", None]
 
 
+def test_stores_of_one_name_have_folders_of_their_own() -> None:
+    """Slices of another store that are done are none of this one's."""
+    found = [folder_of("convert", Path(path), CWD).name for path in ("store", "./b/store", "/data/store", "../x/store", ".")]
+    assert found == ["convert-store", "convert-b-store", "convert-data-store", "convert-home-ada-x-store", "convert-pancreas"]
+
+
 def test_a_pipeline_goes_on_where_it_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The stages before the first without a mark are passed over; with none left it says what to remove."""
     monkeypatch.chdir(tmp_path)
@@ -181,6 +199,9 @@ BAD = [
         ["submit", "train", "--config", "debug", "--sweep", "optim.lrr=1"],
         "--sweep: no setting 'optim.lrr'; did you mean 'optim.lr'?",
     ),
+    (["submit", "evaluate", "runs/x", "--sweep", "optim.lr=1"], "submit evaluate: --sweep is for train; leave it out"),
+    (["submit", "train", "--config", "debug", "--slices", "3"], "--slices is for convert, evaluate, pipeline"),
+    (["submit", "report", "runs/x", "--nodes", "2"], "--nodes is for convert, train, evaluate, pipeline"),
     (["submit", "convert", "nowhere", "s"], "source nowhere: no such folder"),
     (["submit", "evaluate", "runs/x", "--cluster", "none"], "--cluster none: no such file"),
     (["status", "nowhere"], "runs nowhere: no such folder"),
@@ -200,10 +221,19 @@ def test_bad_input_is_one_line(
     assert not list(tmp_path.iterdir())
 
 
+def configs(text: str) -> dict[str, str]:
+    """Run folder -> its config.yaml, of a script that brings them along."""
+    found = re.findall(r"^\[ \"\$folder\" != (\S+) \].*?\n(.*?)^END OF CONFIG$", text, re.MULTILINE | re.DOTALL)
+    return {shlex.split(run)[0]: config for run, config in found}
+
+
 def test_dry_run_prints_the_script_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """Nothing is written, and the options reach it: also those of sbatch that have no name of ours."""
+    """Nothing is written but the folder for the log, and the options reach it: also those of sbatch without a name of ours.
+
+    It brings along the settings, all of them.
+    """
     monkeypatch.chdir(tmp_path)
     store = make_store(tmp_path / "store", cases=4)
     words = ["submit", "train", "--config", "debug", "--data.store", str(store), "--nodes", "2", "--train.batch=4"]
@@ -213,4 +243,40 @@ def test_dry_run_prints_the_script_alone(
     assert text.startswith("#!/bin/bash\n") and subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
     for option in ("--begin=now+1hour", "--exclusive", "--dependency=afterok:77", "--nodes=2", "--gres=gpu:2"):
         assert f"#SBATCH {option}\n" in text
-    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+    assert {str(path) for path in Path(".").rglob("*") if path.parts[0] != "store"} == {"runs", "runs/debug"}
+    settings = yaml.safe_load(configs(text)["runs/debug"])
+    assert settings["data"]["store"] == str(store) and settings["train"] | {"batch": 4, "ranks": 2} == settings["train"]
+
+
+def test_leaving_one_center_out_is_a_run_a_hospital(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """The folds of data.leave_one_center_out, whatever else the config holds out; a pool of hospitals is none."""
+    monkeypatch.chdir(tmp_path)
+    Path("store/cases").mkdir(parents=True)
+    rows = [write_small_case(Path("store"), number, f"Center {'ABC'[number % 3]}", 36, 0) for number in range(9)]
+    for row in rows[2::3]:
+        row |= {"center": "The Cancer Imaging Archive", "center_kind": "pool"}
+    write_manifest(Path("store"), rows)
+    words = ["submit", "train", "--config", "debug", "--run-name", "x", "--data.store=store", "--data.held_out_fraction=0.5"]
+    assert cli.main([*words, "--leave-one-center-out", "--max-running=2", "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    found = {run: yaml.safe_load(config)["data"] for run, config in configs(text).items()}
+    assert {run: (data.get("leave_one_center_out"), data.get("held_out_fraction")) for run, data in found.items()} == {
+        "runs/x/000=Center_A": (0, None), "runs/x/001=Center_B": (1, None),
+    }  # fmt: skip
+    assert "#SBATCH --array=0-1%2\n" in text
+
+
+def test_the_job_s_memory_counts_and_not_the_login_node_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """A patch has to fit into what the job asks for; nothing is known here of the memory of the nodes' GPUs."""
+    monkeypatch.chdir(tmp_path)
+    store = make_store(tmp_path / "store", cases=4)
+    monkeypatch.setattr("pants_dist.cluster.memory_limit", lambda: 1 << 20)  # of this login node
+    words = ["submit", "train", "--config", "debug", "--data.store", str(store), "--dry-run", "--train.ranks=1"]
+    assert cli.main([*words, "--mem", "16G"]) == 0
+    assert cli.main([*words, "--gpus-per-node=2"]) == 0
+    assert cli.main([*words, "--mem", "20M"]) == 2
+    assert "a rank's share of the job's memory has 0.0 GB" in capsys.readouterr().err
