@@ -108,7 +108,7 @@ def dashboard(given: Given) -> int:
         return ends(0, "open", given.export)
     from pants_dist.dashboard.server import serve
 
-    serve(given.runs, given.port)
+    serve(given.runs, given.port, given.store)
     return 0
 
 
@@ -154,4 +154,5 @@ def add_run_verbs(add: Callable[[Callable[[Given], int]], Parser]) -> None:
     verb = add(dashboard)
     verb.add_argument("runs", metavar="RUNS", type=Path, help="the folder of all runs, or that of one")
     verb.add_argument("--port", metavar="N", type=int, default=0, help="where to listen (default: a free port)")
+    verb.add_argument("--store", metavar="DIR", type=Path, help="a store that is being made: show how far, and what is refused")
     verb.add_argument("--export", metavar="FILE.html", type=Path, help="write one self-contained file instead")

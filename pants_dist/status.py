@@ -116,6 +116,8 @@ def _progress(folder: Path, summary: dict[str, Any], queued: bool) -> dict[str, 
     silent = time.time() - summary.get("heartbeat", time.time())
     if queued and summary.get("state") == "running" and silent > SILENT_SECONDS:
         found["notes"].append(f"no step for {timedelta(seconds=round(silent))}")
+    if summary.get("state") == "running" and summary.get("slow"):
+        found["notes"].append(str(summary["slow"][0]))
     if summary.get("error"):
         found["notes"].append(str(summary["error"]))
     return found

@@ -2,7 +2,7 @@
 
 config.yaml      the settings as resolved; the run can be started again from it
 metrics.jsonl    one line a log event: step, attempt, time, host and the metrics by their slashed names
-summary.json     last step, rate, state, heartbeat, machine, last metrics; replaced atomically; what status reads first
+summary.json     last step, rate, state, heartbeat, machine, last metrics, what slows it down; replaced atomically; what status reads first
 """
 
 import json
@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pants_dist.diagnosis import LONG, Finding, diagnose
 from pants_dist.disk import replacing
 
 UPLOADED = "wandb-uploaded"  # a file in the run folder: how many bytes of metrics.jsonl W&B has
@@ -77,11 +78,13 @@ class Tracker:
         self.run, self.steps, self.machine, self.writes = run, steps, machine, writes
         self.attempt = read_summary(run).get("attempt", 0) + 1
         self.host = socket.gethostname()
-        self.last: dict[str, float] = {}
+        self.last: dict[str, Any] = {}
+        self.recent: list[dict[str, Any]] = []
+        self.found: list[Finding] = []  # what slows this attempt down
         if writes:
             self._mend_last_line()
 
-    def log(self, step: int, metrics: dict[str, float]) -> None:
+    def log(self, step: int, metrics: dict[str, Any]) -> None:
         """Append one line; W&B gets the same metrics, under the x axis trainer/global_step."""
         if not self.writes:
             return
@@ -89,6 +92,9 @@ class Tracker:
         with open(self.run / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         self.last |= metrics
+        append_row(self.recent, line)
+        del self.recent[:-LONG]
+        self.found = diagnose(self.recent)
         self.state("running", step)
 
     def state(self, state: str, step: int) -> None:
@@ -96,6 +102,7 @@ class Tracker:
         if self.writes:
             row = {"state": state, "step": step, "steps": self.steps, "attempt": self.attempt, "heartbeat": time.time()}
             row |= {"host": self.host, "machine": self.machine, "metrics": self.last}
+            row["slow"] = [f"{one.words}; {one.cure}" for one in self.found]
             write_atomically(self.run / "summary.json", json.dumps(row))
 
     def _mend_last_line(self) -> None:

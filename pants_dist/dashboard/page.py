@@ -9,7 +9,7 @@ import dash_mantine_components as dmc
 import pandas as pd
 from dash import Dash, Input, Output, State, dcc, html, no_update
 
-from pants_dist.dashboard import cases, folders, plots
+from pants_dist.dashboard import cases, folders, input, plots, stores
 from pants_dist.dashboard import runs as all_runs
 from pants_dist.errors import UserError
 
@@ -38,9 +38,11 @@ def layout(names: list[str]) -> dmc.MantineProvider:
                     dmc.AppShellNavbar(_controls(names), p="md", style={"overflow": "auto"}),
                     dmc.AppShellMain(dmc.Tabs(id="tab", value="overview", keepMounted=True, children=[
                         dmc.TabsList([dmc.TabsTab("Overview", value="overview"), dmc.TabsTab("Runs", value="runs"),
-                                      dmc.TabsTab("Cases", value="cases")], mb="sm"),
+                                      dmc.TabsTab("Cases", value="cases"), dmc.TabsTab("Input", value="input"),
+                                      dmc.TabsTab("Stores and queue", value="stores")], mb="sm"),
                         dmc.TabsPanel(_body(), value="overview"), dmc.TabsPanel(all_runs.layout(), value="runs"),
-                        dmc.TabsPanel(cases.layout(), value="cases"),
+                        dmc.TabsPanel(cases.layout(), value="cases"), dmc.TabsPanel(input.layout(), value="input"),
+                        dmc.TabsPanel(stores.layout(), value="stores"),
                     ])),
                 ],
             ),
@@ -111,11 +113,13 @@ def _card(title: str, content: Any, note: str) -> dmc.Card:
     return dmc.Card([*head, content], withBorder=True, p="sm")
 
 
-def wire(app: Dash, runs: Path) -> None:
-    """Connect the controls with the folders under `runs`."""
+def wire(app: Dash, runs: Path, store: Path | None = None) -> None:
+    """Connect the controls with the folders under `runs`, and with a store that is being made."""
     beats = all_runs.Heartbeats(runs)
     all_runs.wire(app, runs, beats)
     cases.wire(app, runs)
+    input.wire(app, runs)
+    stores.wire(app, runs, store)
 
     @app.callback(Output("theme", "forceColorScheme"), Output("table-theme", "data-ag-theme-mode"), Input("dark", "checked"))
     def themed(dark: bool | None) -> tuple[str, str]:

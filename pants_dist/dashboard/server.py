@@ -15,13 +15,17 @@ from pants_dist.errors import UserError
 LOOPBACK = "127.0.0.1"
 
 
-def make_app(runs: Path, token: str) -> Dash:
-    """The page over `runs`, for those who have the token. Raises UserError where there is no run."""
+def make_app(runs: Path, token: str, store: Path | None = None) -> Dash:
+    """The page over `runs`, and over `store` while it is made, for those who have the token.
+
+    Raises UserError where there is no run, unless a store is named.
+    """
     app = Dash(__name__, title="pants-dist", update_title="", serve_locally=True)
-    app.layout = lambda: page.layout(folders.run_names(runs))
-    folders.run_names(runs)
+    names = _none_yet if store else folders.run_names
+    app.layout = lambda: page.layout(names(runs))
+    names(runs)
     guard(app.server, token)
-    page.wire(app, runs)
+    page.wire(app, runs, store)
 
     @app.server.route("/picture/<path:name>")
     def picture(name: str) -> Response:
@@ -43,22 +47,30 @@ def make_app(runs: Path, token: str) -> Dash:
     return app
 
 
-def listen(runs: Path, port: int, token: str):  # type: ignore[no-untyped-def]  # waitress has no types
+def _none_yet(runs: Path) -> list[str]:
+    """Names of the runs, none before there are any."""
+    try:
+        return folders.run_names(runs)
+    except UserError:
+        return []
+
+
+def listen(runs: Path, port: int, token: str, store: Path | None = None):  # type: ignore[no-untyped-def]  # waitress has no types
     """A server that listens, on a free port where `port` is 0; `.run()` serves until interrupted.
 
     Raises UserError where the port is taken or there is no run.
     """
-    app = make_app(runs.absolute(), token)
+    app = make_app(runs.absolute(), token, store)
     try:
         return create_server(app.server, host=LOOPBACK, port=port, threads=4, ident=None)
     except (OSError, OverflowError) as error:
         raise UserError(f"--port {port}: cannot listen there ({error}); leave it out to take a free one") from error
 
 
-def serve(runs: Path, port: int) -> None:
+def serve(runs: Path, port: int, store: Path | None = None) -> None:
     """Print the address and the tunnel that leads to it from elsewhere, and serve until interrupted."""
     token = new_token()
-    server = listen(runs, port, token)
+    server = listen(runs, port, token, store)
     chosen, host = server.effective_port, socket.gethostname()
     print(f"Open http://{LOOPBACK}:{chosen}/?token={token}")
     print(f"From another machine, first: ssh -N -L {chosen}:{LOOPBACK}:{chosen} {host}")
