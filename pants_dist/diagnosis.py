@@ -142,7 +142,7 @@ def _damaged(lines: Sequence[Line]) -> Finding | None:
     count = lines[-1].get("loader/skipped", 0.0) - lines[0].get("loader/skipped", 0.0)
     if count <= 0:
         return None
-    return Finding("damaged cases", 0.0, f"damaged cases: {count:.0f} patches of the last {len(lines)} lines were replaced",
+    return Finding("damaged cases", 0.0, f"damaged cases: met {count:.0f} times in {len(lines)} lines, and passed over",
                    "pants-dist verify STORE names them; convert them again")  # fmt: skip
 
 

@@ -2,7 +2,8 @@
 
 config.yaml      the settings as resolved; the run can be started again from it
 metrics.jsonl    one line a log event: step, attempt, time, host and the metrics by their slashed names
-summary.json     last step, rate, state, heartbeat, machine, last metrics, what slows it down; replaced atomically; what status reads first
+summary.json     last step, rate, state, heartbeat, machine, last metrics, what slows it down; replaced atomically
+ranks.json       what each rank measured last; gauges.py writes it
 """
 
 import json

@@ -34,8 +34,13 @@ train.train(config.load(run / "config.yaml", []), run)
 """
 SLOW_READS = "import os, time\nread = os.preadv\nos.preadv = lambda *given: (time.sleep({s}), read(*given))[1]\n"
 SLOW_SYNC = "import os, time\nsync = os.fsync\nos.fsync = lambda file: (time.sleep({s}), sync(file))[1]\n"
-QUICK = ["--model.channels=[4, 8, 16]", "--loader.kind=local", "--tracking.wandb=off", "--train.log_every=1", "--train.steps=20"]
-HEAVY = ["--data.patch_zyx=[32, 32, 32]", "--data.spacing_mm_zyx=[16.0, 8.0, 8.0]", "--train.batch=4", "--model.channels=[1, 1, 1]"]
+QUICK = [
+    "--model.channels=[4, 8, 16]", "--loader.kind=local", "--tracking.wandb=off", "--train.log_every=1", "--train.steps=20",
+]  # fmt: skip
+HEAVY = [
+    "--data.patch_zyx=[16, 16, 16]", "--data.spacing_mm_zyx=[32.0, 16.0, 16.0]", "--train.batch=4",
+    "--model.channels=[1, 1, 1]",
+]  # fmt: skip
 WORK = ["--model.channels=[8, 16, 32]"]
 LARGE = ["--data.patch_zyx=[32, 48, 48]", "--data.spacing_mm_zyx=[3.9, 1.9, 1.9]", "--train.micro_batch=1", "--train.batch=4"]
 
@@ -193,11 +198,11 @@ def slow_checkpoints(folder: Path) -> list[dict[str, Any]]:
 
 def slower_and_slower(folder: Path) -> list[dict[str, Any]]:
     """The rank gets its core for less and less of the time, as a processor that grows hot."""
-    stopped_s = [0.0]
+    share = [0.0]
 
     def meddle(processes: list[subprocess.Popen]) -> None:
-        stopped_s[0] = min(stopped_s[0] + 0.0005, 0.1)
-        held(ranks_of(0), stopped_s[0], 0.02)(processes)
+        share[0] = min(share[0] + 0.004, 0.85)
+        held(ranks_of(0), 0.03 * share[0], 0.03 * (1 - share[0]))(processes)
 
     return slowed(folder, *WORK, "--train.steps=36", meddle=meddle)
 

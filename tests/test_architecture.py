@@ -11,13 +11,15 @@ ROOT = Path(__file__).parent.parent
 ORDER = [  # a module imports only from those that stand after it
     "__main__", "cli", "data_verbs", "run_verbs", "submitting", "demo", "doctor", "pipeline", "status", "jobs", "preflight",
     "dashboard", "queue", "submit", "site", "info", "spread", "freeze", "bench", "launch", "agent", "train", "uploads",
-    "mirror", "callbacks", "gauges", "evaluate", "systems", "predict", "predictions", "inference", "model", "devices", "memory", "losses",
+    "mirror", "callbacks", "gauges",
+    "evaluate", "systems", "predict", "predictions", "inference", "model", "devices", "memory", "losses",
     "transfer", "checkpoints", "ranks", "networks", "optimizers", "augment", "results", "checklist", "sections", "breakdown",
     "shortcuts", "bycenter", "protocol", "report", "scores", "tables", "phantom", "scanner", "anatomy", "shapes",
     "conversion", "loader", "nodes", "rollcall", "mortal", "cluster", "store", "opencase", "casefile", "decode", "native",
     "shard", "stage", "fetch", "geometry", "plan", "weights", "population", "cohort", "worst", "pictures", "curves", "figures",
     "comparisons", "subgroups", "gaps", "detection", "roc", "resampling", "stats", "maxprob", "metrics", "surface", "surfels",
-    "progress", "tracking", "diagnosis", "heartbeat", "clocks", "splits", "duplicates", "cases", "parser", "config", "settings", "targets",
+    "progress", "tracking",
+    "diagnosis", "heartbeat", "clocks", "splits", "duplicates", "cases", "parser", "config", "settings", "targets",
     "strides", "structures", "rows", "disk", "errors",
 ]  # fmt: skip
 OWNERS = {
