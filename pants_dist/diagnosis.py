@@ -16,7 +16,7 @@ Line = dict[str, Any]
 RECENT = 20  # lines that say how input and ranks are
 LONG = 120  # lines over which validation and checkpoints, which are rare, are counted; and drift
 WAITS = 0.15  # share of time spent waiting for patches from which on input is what holds the run up
-ASLEEP, QUEUED, COMPUTING = 0.5, 0.25, 0.6  # shares of the readers' time from which on that is what they do
+ASLEEP, QUEUED = 0.5, 0.25  # shares of the readers' time from which on that is what they do
 BUSY = 0.6  # share of time that readers read, from which on more of them would help
 FULL, SPILLS = 0.9, 2  # share of the object store in use; lines in which some of it lies on the disk
 APART = 1.4  # how many times as long as others a rank or a node takes, to be slow
@@ -101,7 +101,7 @@ def _input(lines: Sequence[Line]) -> Finding | None:
         return Finding("slow disk", wait, f"slow disk: {who}; {read}, {100 * asleep:.0f} % of it waiting for the disk",
                        "copy cases to the node's own disk (data.stage), or raise loader.readers and loader.ahead")  # fmt: skip
     busy = _middle(lines, "loader/readers_busy")
-    if busy >= BUSY and _middle(lines, "loader/read_cpu") >= COMPUTING:
+    if busy >= BUSY:
         return Finding("too few readers", wait, f"too few readers: {who}; readers compute for {100 * busy:.0f} % of the time",
                        "raise loader.readers, or lower data.max_window_mb")  # fmt: skip
     return Finding("slow input", wait, f"slow input: {who}; {read}, and readers are busy for {100 * busy:.0f} % of the time",

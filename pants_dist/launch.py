@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pants_dist import __version__, cluster, config, memory
+from pants_dist import cluster, config, memory
 from pants_dist.agent import ALONE
 from pants_dist.callbacks import STOP_REQUEST
 from pants_dist.checkpoints import resume_point
@@ -26,7 +26,7 @@ from pants_dist.rollcall import Report
 from pants_dist.settings import MAY_CHANGE, Train
 from pants_dist.splits import splits_of
 from pants_dist.store import Store, open_store
-from pants_dist.tracking import mark, read_summary, write_atomically
+from pants_dist.tracking import code_version, mark, read_summary, write_atomically
 from pants_dist.train import FAILURE, plan_of
 
 REQUEUE = 75  # exit code: stopped on request with everything saved; run the same command again (EX_TEMPFAIL)
@@ -188,7 +188,7 @@ def prepare_run(settings: Settings, name: str, about: str) -> Path:
                 f"run {run}: {key} was {old} and is now {new}; use the same settings, or another --run-name"
             )
     run.mkdir(parents=True, exist_ok=True)
-    header = f"# pants-dist {__version__}, {about}\n"
+    header = f"# pants-dist {code_version()}, {about}\n"
     header += f"# start again: pants-dist train --config {path} --run-name {name}\n"
     write_atomically(path, header + config.dump(settings))
     return run

@@ -53,7 +53,7 @@ def sync(given: Given) -> int:
     """Upload runs to Weights & Biases: what it lacks of them, each step once; the same command again goes on."""
     from pants_dist.uploads import sync as upload_runs
 
-    done = upload_runs(given.runs, given.workers, lambda one: print(f"{one.run}: {one.words}", flush=True))
+    done = upload_runs(given.runs, given.workers, lambda one: print(f"{one.run}: {one.words}", flush=True), given.offline)
     if any(one.failed for one in done):
         return ends(1, "mend what is said above, then: pants-dist sync", *given.runs)
     return ends(0, "pants-dist status", given.runs[0])
@@ -137,6 +137,7 @@ def add_run_verbs(add: Callable[[Callable[[Given], int]], Parser]) -> None:
     verb = add(sync)
     verb.add_argument("runs", metavar="RUNS", type=Path, nargs="+", help="run folders, or folders of runs")
     verb.add_argument("--workers", metavar="N", type=int, default=4, help="runs at a time (default %(default)s)")
+    verb.add_argument("--offline", action="store_true", help="send nothing: write each run's folder for wandb sync")
     verb = add(evaluate)
     add_evaluate(verb)
     verb = add(predict)

@@ -8,14 +8,29 @@ ranks.json       what each rank measured last; gauges.py writes it
 
 import json
 import socket
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
+from pants_dist import __version__
 from pants_dist.diagnosis import LONG, Finding, diagnose
 from pants_dist.disk import replacing
 
 UPLOADED = "wandb-uploaded"  # a file in the run folder: how many bytes of metrics.jsonl W&B has
+
+
+def code_version() -> str:
+    """Of this code: its version, and the commit where it runs from a git checkout, with a + where files were changed since."""
+    folder = Path(__file__).parent
+    words = ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--exclude=*", "--abbrev=12"]
+    if not (folder.parent / ".git").exists():
+        return __version__
+    try:
+        said = subprocess.run(words, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return __version__
+    return f"{__version__} (git {said.stdout.strip()})" if said.returncode == 0 else __version__
 
 
 def write_atomically(path: Path, text: str) -> None:

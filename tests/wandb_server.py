@@ -8,6 +8,7 @@ import json
 import re
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -48,10 +49,18 @@ class WandbServer(ThreadingHTTPServer):
         self.unknown: list[str] = []
         self.status, self.delay_s, self.rows_taken, self.full_status = 200, 0.0, 1_000_000, 503
         self.changing = threading.Lock()
+        self.asking: Counter[str] = Counter()  # runs whose rows are being taken at this moment
+        self.most_at_once = 0  # different ones
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that was killed hangs up: nothing to say."""
+
+    def took(self, run: str, change: int) -> None:
+        """Count runs that send rows at once."""
+        with self.changing:
+            self.asking[run] += change
+            self.most_at_once = max(self.most_at_once, sum(count > 0 and bool(run) for run, count in self.asking.items()))
 
     @property
     def url(self) -> str:
@@ -68,7 +77,10 @@ class Answer(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if self.headers.get("Content-Encoding") == "gzip":
             body = gzip.decompress(body)
+        run = self.path.split("/")[4] if self.path.startswith("/files/") else ""
+        self.server.took(run, 1)
         time.sleep(self.server.delay_s)
+        self.server.took(run, -1)
         with self.server.changing:
             status, content = self.content(body) if self.server.status == 200 else (self.server.status, {"error": "refused"})
         text = json.dumps(content).encode()
