@@ -16,7 +16,7 @@ Line = dict[str, Any]
 RECENT = 20  # lines that say how input and ranks are
 LONG = 120  # lines over which validation and checkpoints, which are rare, are counted; and drift
 WAITS = 0.15  # share of time spent waiting for patches from which on input is what holds the run up
-ASLEEP, QUEUED = 0.5, 0.25  # shares of the readers' time from which on that is what they do
+ASLEEP, QUEUED = 0.5, 0.5  # shares of the readers' time from which on that is what they do
 BUSY = 0.6  # share of time that readers read, from which on more of them would help
 FULL, SPILLS = 0.9, 2  # share of the object store in use; lines in which some of it lies on the disk
 APART = 1.4  # how many times as long as others a rank or a node takes, to be slow
@@ -93,7 +93,7 @@ def _input(lines: Sequence[Line]) -> Finding | None:
     if late and _middle(lines, "loader/wait_fraction") < wait / 2:
         return Finding("hanging reads", wait, f"hanging reads: {who}; {late:.0f} came so late that others read them again",
                        "look for stopped readers and a disk that stalls on that node")  # fmt: skip
-    if "loader/read_queued" in lines[-1] and _middle(lines, "loader/read_queued") >= QUEUED:
+    if _middle(lines, "loader/read_queued") >= QUEUED:
         share = 100 * _middle(lines, "loader/read_queued")
         return Finding("starved readers", wait, f"starved readers: {who}; readers want CPUs for {share:.0f} % of their time",
                        "ask for more CPUs (--cpus-per-task), or lower loader.readers or train.ranks")  # fmt: skip

@@ -68,13 +68,10 @@ class Gauges:
     def measured(self, loss: float, own_s: float) -> Measured:
         """Since the last call; `loss` of this step, `own_s` as in Measured."""
         reads, self.loader.reads = self.loader.reads, []
-        spans = self._since("waited_s", self.loader.waited_s), self._since("late", self.loader.source.asked_again)
-        phases = (self._since(phase, seconds_in(phase)) for phase in ("validation", "checkpoint"))
-        device = gpu()
-        return Measured(
-            loss, self.loader.skipped, spans[0], own_s, *_of_reads(reads), spans[1], len(self.loader.source.readers),
-            *phases, *self._store, *device,
-        )  # fmt: skip
+        waited_s, late = self._since("waited_s", self.loader.waited_s), self._since("late", self.loader.source.asked_again)
+        phases = [self._since(phase, seconds_in(phase)) for phase in ("validation", "checkpoint")]
+        of_loader = [loss, self.loader.skipped, waited_s, own_s, *_of_reads(reads), late, len(self.loader.source.readers)]
+        return Measured._make([*of_loader, *phases, *self._store, *gpu()])
 
     def stop(self) -> None:
         self._ended.set()

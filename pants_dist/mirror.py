@@ -41,6 +41,7 @@ from pants_dist.tracking import (
     write_atomically,
 )  # fmt: skip
 
+Mode = Literal["online", "offline"]
 X_AXIS = "trainer/global_step"
 CONNECT_S = 30.0  # at most, to reach the server
 POLL_S = 5.0  # between looks at a run that goes on
@@ -72,7 +73,7 @@ def mirror(run: Path, patience_s: float) -> dict[str, Any]:
 
 
 def written(run: Path) -> dict[str, Any]:
-    """Write a run as one offline folder of W&B's own, in place of any before. Returns the `steps` in it, and `url`, its path."""
+    """Write a run as one offline folder of W&B's own, in place of any before. Returns `steps` and `url`, its path."""
     with _alone(run) as wandb_id:
         shutil.rmtree(run / "wandb", ignore_errors=True)
         rows = rows_from(run, 0, with_last=True)
@@ -141,7 +142,7 @@ def _picture(plane: Plane) -> Any:
 
 
 @contextmanager
-def _at_wandb(run: Path, wandb_id: str, patience_s: float, mode: Literal["online", "offline"] = "online") -> Iterator[Any]:
+def _at_wandb(run: Path, wandb_id: str, patience_s: float, mode: Mode = "online") -> Iterator[Any]:
     """The run on W&B, begun or gone on with; at the end all is sent, or UserError raised after `patience_s`."""
     folder = run / "wandb"  # all that is staged; nothing of it is needed once it is sent
     folder.mkdir(exist_ok=True)

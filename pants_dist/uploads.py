@@ -55,12 +55,13 @@ def upload(run: Path, patience_s: float, offline: bool = False) -> Upload:
         return Upload(run, "left out: its tracking.wandb is off")
     if not offline and is_uploaded(run):
         return Upload(run, "nothing new")
-    done = subprocess.run([*_mirror(run, patience_s), *["--offline"] * offline], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    words = [*_mirror(run, patience_s), *["--offline"] * offline]
+    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:
         return Upload(run, (done.stderr.splitlines() or ["killed"])[-1].removeprefix("pants-dist: "), failed=True)
     sent = json.loads(done.stdout.splitlines()[-1])
-    words = f"steps written; send them: wandb sync {sent['url']}" if offline else f"steps sent, {sent['url']}"
-    return Upload(run, f"{sent['steps']:,} {words}")
+    what = f"steps written; send them: wandb sync {sent['url']}" if offline else f"steps sent, {sent['url']}"
+    return Upload(run, f"{sent['steps']:,} {what}")
 
 
 def is_uploaded(run: Path) -> bool:

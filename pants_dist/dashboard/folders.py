@@ -3,7 +3,7 @@
 A folder that was copied without its checkpoints or its store reads the same.
 """
 
-import json
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,13 +12,13 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from pants_dist.dashboard.lines import Lines
 from pants_dist.errors import UserError
 from pants_dist.report import center_table, patients_of
 from pants_dist.results import read_rows, structures_of
 from pants_dist.stats import t_interval
-from pants_dist.tracking import append_row, read_summary
+from pants_dist.tracking import read_summary
 
-MOST_BYTES = 64 * 2**20  # of one metrics.jsonl; of a longer one the end is read
 MOST_POINTS = 1_000  # of one curve that are sent to the page
 MOST_PICTURES = 6
 MOST_KEPT = 8  # runs whose curves stay in memory
@@ -52,7 +52,8 @@ class Curves:
         return thinned(places, [float(row[metric]) for row in found])
 
 
-KEPT: dict[tuple[str, int, int], Curves] = {}  # by folder, size and time of metrics.jsonl, the oldest first
+KEPT: dict[str, tuple[Lines, Curves | None]] = {}  # by folder, what was not looked at for the longest time first
+KEEPING = threading.Lock()
 
 
 @dataclass
@@ -98,43 +99,28 @@ def summary_of(run: Path) -> tuple[dict[str, Any], str]:
 
 
 def curves_of(run: Path) -> Curves:
-    """The curves of a run, read again only when metrics.jsonl has changed; to be looked at, not to be changed."""
-    try:
-        found = (run / "metrics.jsonl").stat()
-        stamp = (str(run), found.st_size, found.st_mtime_ns)
-    except OSError:
-        return _read_curves(run)
-    if stamp not in KEPT:
-        KEPT[stamp] = _read_curves(run)
+    """The curves of a run, as far as they are written; to be looked at, not to be changed."""
+    with KEEPING:
+        lines, curves = KEPT.pop(str(run), (Lines(run / "metrics.jsonl"), None))
+        try:
+            if lines.refresh() or curves is None:
+                curves = _curves_of(lines, batch_of(run))
+        except OSError as error:
+            return Curves(notes=[f"metrics.jsonl: {error.strerror}"])
+        KEPT[str(run)] = lines, curves
         while len(KEPT) > MOST_KEPT:
-            KEPT.pop(next(iter(KEPT)), None)
-    return KEPT.get(stamp) or _read_curves(run)
-
-
-def _read_curves(run: Path) -> Curves:
-    """The curves as a run without interruptions would have drawn them: steps that were done again count once, as the
-    later attempt saw them. Time is linear in the lines. A torn last line is left out."""
-    path, curves = run / "metrics.jsonl", Curves(batch=batch_of(run))
-    try:
-        with open(path, "rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - MOST_BYTES))
-            lines = file.read(MOST_BYTES).splitlines()
-    except OSError as error:
-        curves.notes.append(f"metrics.jsonl: {error.strerror}")
+            KEPT.pop(next(iter(KEPT)))
         return curves
-    if size > MOST_BYTES:
-        curves.notes.append(f"metrics.jsonl: only its last {MOST_BYTES >> 20} MB are shown")
-    damaged = 0
-    for place, line in enumerate(lines):
-        row = _parsed(line)
-        if row:
-            _append(curves, row)
-        elif 0 < place < len(lines) - 1:
-            damaged += 1
-    if damaged:
-        curves.notes.append(f"metrics.jsonl: {damaged} lines cannot be read")
-    return curves
+
+
+def _curves_of(lines: Lines, batch: int) -> Curves:
+    notes = []
+    if not lines.whole:
+        mb = lines.size / 2**20
+        notes.append(f"metrics.jsonl: of {mb:,.0f} MB {lines.kept / 2**20:,.0f} are shown, spread evenly")
+    if lines.damaged:
+        notes.append(f"metrics.jsonl: {lines.damaged} lines cannot be read")
+    return Curves(list(lines.rows), list(lines.requeues), batch, notes)
 
 
 def batch_of(run: Path) -> int:
@@ -143,21 +129,6 @@ def batch_of(run: Path) -> int:
         return int(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["train"]["batch"])
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         return 1
-
-
-def _parsed(line: bytes) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return {}
-    whole = isinstance(row, dict) and all(isinstance(row.get(key), int | float) for key in ("step", "attempt", "time"))
-    return row if whole else {}
-
-
-def _append(curves: Curves, row: dict[str, Any]) -> None:
-    """Add a line, and note where an attempt began."""
-    if append_row(curves.rows, row):
-        curves.requeues = [step for step in curves.requeues if step < row["step"]] + [row["step"]]
 
 
 def thinned(x: Sequence[float], y: Sequence[float], most: int = MOST_POINTS) -> tuple[list[float], list[float]]:
