@@ -6,8 +6,8 @@ standard input has an end or a word, then sends what is left. Training neither w
 nothing is sent: all of metrics.jsonl is written anew as one folder of W&B's own, which "wandb sync" sends from elsewhere.
 
 This rests on resume="allow" and log(step=...), https://docs.wandb.ai/guides/runs/resuming. W&B's own offline folders would
-not do as a run goes on: a killed process leaves them without their last rows, and "wandb sync" of those of several attempts numbers all
-rows anew, those that a resumed run did again among them.
+not do as a run goes on: a killed process leaves them without their last rows, and "wandb sync" of those of several attempts
+numbers all rows anew, those that a resumed run did again among them.
 """
 
 import argparse
