@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = [  # a module imports only from those that stand after it
     "__main__", "cli", "data_verbs", "run_verbs", "submitting", "demo", "doctor", "pipeline", "status", "jobs", "preflight",
     "queue", "submit", "site", "dashboard", "info", "spread", "freeze", "bench", "launch", "agent", "train", "uploads",
-    "mirror", "callbacks", "evaluate", "systems", "predict", "predictions", "inference", "model", "memory", "losses",
+    "mirror", "callbacks", "evaluate", "keptmasks", "systems", "predict", "predictions", "inference", "model", "memory", "losses",
     "transfer", "checkpoints", "ranks", "networks", "optimizers", "augment", "results", "checklist", "sections", "breakdown",
     "shortcuts", "bycenter", "protocol", "report", "scores", "tables", "phantom", "scanner", "anatomy", "shapes",
     "conversion", "loader", "nodes", "rollcall", "mortal", "cluster", "store", "opencase", "casefile", "decode", "native",
