@@ -187,11 +187,49 @@ def test_the_tabs_in_a_browser(browser: Any, runs: Path) -> None:
     with open(runs / "slow" / "metrics.jsonl", "a") as file:
         file.write(json.dumps(last | {"step": 21, "ranks/slowest": 77}) + "\n")
     until(browser, "document.getElementById('slowest').innerText.includes('rank 77')")
+    pictured(browser, "input")
     open_tab(browser, "Stores and queue")
     until(browser, "document.getElementById('makings').innerText.includes('being made: 2 of 9 cases')")
     until(browser, f"document.getElementById('refused-table').innerText.includes({json.dumps(EVIL)})")
     (runs.parent / "store" / "cases" / "more.ozx").write_bytes(b"x")
     until(browser, "document.getElementById('makings').innerText.includes('being made: 3 of 9 cases')")
+    pictured(browser, "stores")
     assert browser.title == "pants-dist"
+    assert complaints(browser) == []
+
+
+def pictured(browser: Any, name: str) -> None:
+    """A screenshot in the folder SCREENSHOTS, if somebody wants one."""
+    if folder := os.environ.get("SCREENSHOTS"):
+        time.sleep(2)
+        browser.save_screenshot(f"{folder}/{name}.png")
+
+
+def complaints(browser: Any) -> list[str]:
+    """What stands on the console as an error, as a failed call-back would."""
     errors = [line["message"] for line in browser.get_log("browser") if line["level"] == "SEVERE"]
-    assert [line for line in errors if "favicon" not in line] == []
+    return [line for line in errors if "favicon" not in line]
+
+
+def test_damage_while_the_page_is_open(browser: Any, runs: Path) -> None:
+    """A half-written last line is waited for; a malformed table, and a run folder that is gone, are named; the page goes on."""
+    open_tab(browser, "Overview")
+    run = runs / "slow"
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('no JSON\n{"step": 22, "attem')
+    (run / "evaluation" / "test").mkdir(parents=True)
+    (run / "evaluation" / "test" / "cases.parquet").write_bytes(b"PAR1 not really")
+    (run / "evaluation" / "report.html").write_text("changed")
+    until(browser, "document.getElementById('notes').innerText.includes('metrics.jsonl: 1 lines cannot be read')")
+    until(browser, "document.getElementById('notes').innerText.includes('cases.parquet')")
+    shutil.rmtree(run)
+    for name in ("Overview", "Runs", "Curves", "Cases", "Input", "Stores and queue"):
+        open_tab(browser, name)
+        time.sleep(0.5)
+    until(browser, "document.getElementById('head').innerText.includes('slow') "
+                   "&& document.getElementById('head').innerText.includes('summary.json is not there')")  # fmt: skip
+    recorded_run(runs / "again", "healthy")
+    until(browser, "document.querySelector('nav').innerText.includes('again')")
+    browser.find_element("css selector", "nav input[type=checkbox][value=again]").click()
+    until(browser, "document.getElementById('head').innerText.includes('again')")
+    assert complaints(browser) == []

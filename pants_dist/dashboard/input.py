@@ -8,26 +8,31 @@ from typing import Any
 
 import dash_mantine_components as dmc
 import plotly.graph_objects as go
-from dash import Dash, Input, Output, State, dcc, html, no_update
+from dash import Dash, Input, Output, State, html, no_update
 
 from pants_dist.dashboard import folders, plots
+from pants_dist.dashboard.look import BARS, RUN_COLORS, plain_figure
+from pants_dist.dashboard.overview import card, graph
 from pants_dist.diagnosis import Finding, diagnose
 
-CHARTS = {  # name -> (heading, metrics: the second is dashed)
-    "patches": ("Patches a second, all ranks", ("loader/patches_per_s",)),
-    "waits": ("Share of time waiting: worst rank, median dashed", ("loader/wait_fraction", "loader/wait_fraction_median")),
-    "reads": ("Seconds a read takes: 95th percentile, median dashed", ("loader/read_s_p95", "loader/read_s_median")),
-    "bytes": ("Bytes of voxels a second, all ranks", ("loader/bytes_per_s",)),
-    "readers": ("Readers, share of time: reading, of it on a CPU dashed", ("loader/readers_busy", "loader/read_cpu")),
-    "own": ("Seconds a step's own work takes: slowest rank, median dashed", ("ranks/own_s_max", "ranks/own_s_median")),
-    "store": ("Object store, bytes in use; limit dashed", ("ray/store_bytes", "ray/store_limit_bytes")),
-    "spilled": ("Object store, bytes gone to disk", ("ray/spilled_bytes",)),
-    "gpu": ("GPU use: median, least dashed", ("gpu/use_median", "gpu/use_min")),
-    "gpu-memory": ("GPU memory, fullest, bytes", ("gpu/memory_bytes",)),
+CHARTS = {  # name -> heading, note, metrics: the second is dashed
+    "patches": ("Patches a second", "all ranks", ("loader/patches_per_s",)),
+    "waits": ("Waiting for data", "share of time: worst rank, median dashed",
+              ("loader/wait_fraction", "loader/wait_fraction_median")),
+    "reads": ("Read latency, s", "95th percentile, median dashed", ("loader/read_s_p95", "loader/read_s_median")),
+    "bytes": ("Bytes of voxels a second", "all ranks", ("loader/bytes_per_s",)),
+    "readers": ("Readers", "share of time reading; of that on a CPU dashed", ("loader/readers_busy", "loader/read_cpu")),
+    "own": ("Own work of a step, s", "slowest rank, median dashed", ("ranks/own_s_max", "ranks/own_s_median")),
+    "store": ("Object store, bytes", "in use; limit dashed", ("ray/store_bytes", "ray/store_limit_bytes")),
+    "spilled": ("Spilled, bytes", "of the object store, to disk", ("ray/spilled_bytes",)),
+    "gpu": ("GPU use", "median, least dashed", ("gpu/use_median", "gpu/use_min")),
+    "gpu-memory": ("GPU memory, bytes", "of the fullest", ("gpu/memory_bytes",)),
+}  # fmt: skip
+BY_RANK = {
+    "wait_fraction": ("Share of time waiting for data, by rank", "last line; the longest colored"),
+    "own_s": ("Own work of a step by rank, s", "last line; the longest colored"),
 }
-BY_RANK = {"wait_fraction": "share of time waiting for data", "own_s": "seconds a step's own work takes"}
-PLAIN: Any = {"displayModeBar": False, "responsive": True}
-BAR, LONGEST = "#9ca3af", "#c2410c"
+LONGEST = RUN_COLORS[1]
 MOST_BYTES = 2**20  # of ranks.json: some thousand ranks
 
 
@@ -59,15 +64,12 @@ def slowest_in_words(last: Mapping[str, Any]) -> str:
 
 def by_rank_figure(ranks: list[dict[str, Any]], what: str, dark: bool) -> go.Figure:
     """A bar a rank; the longest is colored."""
-    ink, lines, clear = ("#d5d9e0", "#373a40", "rgba(0,0,0,0)") if dark else ("#1f2937", "#e5e7eb", "rgba(0,0,0,0)")
-    figure = go.Figure(layout={
-        "height": 220, "paper_bgcolor": clear, "plot_bgcolor": clear, "font": {"color": ink, "size": 11},
-        "margin": {"l": 48, "r": 14, "t": 10, "b": 40}, "yaxis": {"gridcolor": lines},
-    })  # fmt: skip
+    figure = plain_figure(dark, 200)
     values = [rank.get(what) for rank in ranks]
     longest = max((value for value in values if value is not None), default=None)
     figure.add_bar(
-        x=[rank["rank"] for rank in ranks], y=values, marker_color=[LONGEST if v == longest else BAR for v in values],
+        x=[rank["rank"] for rank in ranks], y=values,
+        marker_color=[LONGEST if value == longest else BARS[dark] for value in values],
         text=[escape(str(rank.get("node", ""))) for rank in ranks], textposition="none",
         hovertemplate="rank %{x} on %{text}<br>%{y:.3g}<extra></extra>",
     )  # fmt: skip
@@ -77,34 +79,30 @@ def by_rank_figure(ranks: list[dict[str, Any]], what: str, dark: bool) -> go.Fig
 def finding_box(found: Finding) -> html.Div:
     """A kind of slowness, its cost, and the cure."""
     kind, _, seen = found.words.partition(": ")
-    head = [dmc.Text(kind.capitalize(), fw=700, size="sm")]
-    if found.cost >= 0.01:
-        head.append(dmc.Badge(f"{100 * found.cost:.0f} % of the time", color="orange", variant="light", tt="none"))
-    words = [dmc.Text(seen, size="sm"), dmc.Text(f"Cure: {found.cure}", size="sm", c="dimmed")]
-    return html.Div([dmc.Group(head, gap="xs"), *words], className="finding", style={"marginTop": 8})
+    cost = [html.Span(f"{100 * found.cost:.0f} % of the time", className="chip orange")] if found.cost >= 0.01 else []
+    head = html.Div([html.B(kind.capitalize()), *cost], className="chips")
+    return html.Div([head, html.Div(seen), html.Div(f"Cure: {found.cure}", className="soft")], style={"marginTop": 8})
 
 
 def layout() -> html.Div:
     """The tab, empty."""
-    charts = [_card(title, dcc.Graph(id=f"input-{key}", config=PLAIN)) for key, (title, _) in CHARTS.items()]
-    bars = [_card(f"By rank: {title}", dcc.Graph(id=f"rank-{key}", config=PLAIN)) for key, title in BY_RANK.items()]
+    charts = [card(title, note, graph(f"input-{key}", 200)) for key, (title, note, _) in CHARTS.items()]
+    bars = [card(title, note, graph(f"rank-{key}", 200)) for key, (title, note) in BY_RANK.items()]
     return html.Div([
-        _card("What slows the first run down", html.Div(id="findings")), dmc.Text(id="slowest", size="sm", my="sm"),
-        dmc.SimpleGrid(bars, cols={"base": 1, "md": 2}, mb="md"),
-        dmc.SimpleGrid(charts, cols={"base": 1, "sm": 2, "lg": 3}),
+        card("What slows the first run down", "from its last lines of metrics", html.Div(id="findings")),
+        html.Div(html.Div([html.B("By rank"), html.Code(id="slowest")]), className="section"),
+        dmc.SimpleGrid(bars, cols={"base": 1, "md": 2}, spacing="sm"),
+        html.Div(html.Div([html.B("Over time"), html.Code("loader/* ranks/* ray/* gpu/*")]), className="section"),
+        html.Div(charts, className="thirds"),
     ])  # fmt: skip
-
-
-def _card(title: str, content: Any) -> dmc.Card:
-    return dmc.Card([dmc.Text(title, fw=600, size="sm"), content], withBorder=True, p="sm")
 
 
 def found_in(rows: list[dict[str, Any]]) -> list[Any]:
     """The findings of a run as they are shown."""
     if sum("time/line_s" in row for row in rows) < 5:
-        return [dmc.Text("Too few lines to say.", size="sm", c="dimmed")]
+        return [html.Div("Too few lines to say.", className="soft")]
     boxes = [finding_box(one) for one in diagnose(rows)]
-    return boxes or [dmc.Text("Nothing: the devices work nearly all the time.", size="sm")]
+    return boxes or [html.Div("Nothing that is known: it hardly waits for patches, and no rank for another.")]
 
 
 def wire(app: Dash, runs: Path) -> None:
@@ -121,6 +119,6 @@ def wire(app: Dash, runs: Path) -> None:
         rows = found[chosen[0]].rows
         ranks, note = ranks_of(folders.run_folder(runs, chosen[0]))
         words = slowest_in_words({key: value for row in rows[-2:] for key, value in row.items()})
-        curves = [plots.curves_figure(found, names, smoothing, x, bool(dark)) for _, names in CHARTS.values()]
+        curves = [plots.curves_figure(found, names, smoothing, x, bool(dark)) for *_, names in CHARTS.values()]
         bars = [by_rank_figure(ranks, what, bool(dark)) for what in BY_RANK]
         return found_in(rows), f"{words} {note}".strip(), *curves, *bars

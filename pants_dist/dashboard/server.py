@@ -1,5 +1,7 @@
 """The page behind a WSGI server on loopback, and the address that opens it."""
 
+import logging
+import os
 import socket
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from waitress.server import create_server
 
 from pants_dist.dashboard import folders, page
 from pants_dist.dashboard.guard import guard, new_token
-from pants_dist.dashboard.slices import slice_png
+from pants_dist.dashboard.slices import plane_png, slice_png
 from pants_dist.errors import UserError
 
 LOOPBACK = "127.0.0.1"
@@ -21,7 +23,7 @@ def make_app(runs: Path, token: str, store: Path | None = None) -> Dash:
     Raises UserError where there is no run, unless a store is named.
     """
     app = Dash(__name__, title="pants-dist", update_title="", serve_locally=True)
-    names = _none_yet if store else folders.run_names
+    names = page.names_now if store else folders.run_names
     app.layout = lambda: page.layout(names(runs))
     names(runs)
     guard(app.server, token)
@@ -30,7 +32,10 @@ def make_app(runs: Path, token: str, store: Path | None = None) -> Dash:
     @app.server.route("/picture/<path:name>")
     def picture(name: str) -> Response:
         try:
-            return send_file(folders.picture_file(runs, name))
+            path = folders.picture_file(runs, name)
+            if (plane := path.with_suffix(".npz")).is_file():
+                return _png(plane_png(plane))
+            return send_file(path)
         except UserError as error:
             return Response(f"404: {error}\n", 404, mimetype="text/plain")
 
@@ -42,17 +47,13 @@ def make_app(runs: Path, token: str, store: Path | None = None) -> Dash:
             png = slice_png(runs, name, asked.get("case", ""), asked.get("plane", ""), index, asked.get("window", ""))
         except (UserError, ValueError) as error:
             return Response(f"404: {error}\n", 404, mimetype="text/plain")
-        return Response(png, mimetype="image/png", headers={"Cache-Control": "private, max-age=600"})
+        return _png(png)
 
     return app
 
 
-def _none_yet(runs: Path) -> list[str]:
-    """Names of the runs, none before there are any."""
-    try:
-        return folders.run_names(runs)
-    except UserError:
-        return []
+def _png(png: bytes) -> Response:
+    return Response(png, mimetype="image/png", headers={"Cache-Control": "private, max-age=600"})
 
 
 def listen(runs: Path, port: int, token: str, store: Path | None = None):  # type: ignore[no-untyped-def]  # waitress has no types
@@ -61,8 +62,9 @@ def listen(runs: Path, port: int, token: str, store: Path | None = None):  # typ
     Raises UserError where the port is taken or there is no run.
     """
     app = make_app(runs.absolute(), token, store)
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # a page asks for a dozen figures at once
     try:
-        return create_server(app.server, host=LOOPBACK, port=port, threads=4, ident=None)
+        return create_server(app.server, host=LOOPBACK, port=port, threads=8, ident=None)
     except (OSError, OverflowError) as error:
         raise UserError(f"--port {port}: cannot listen there ({error}); leave it out to take a free one") from error
 
@@ -74,5 +76,6 @@ def serve(runs: Path, port: int, store: Path | None = None) -> None:
     chosen, host = server.effective_port, socket.gethostname()
     print(f"Open http://{LOOPBACK}:{chosen}/?token={token}")
     print(f"From another machine, first: ssh -N -L {chosen}:{LOOPBACK}:{chosen} {host}")
-    print(f"On a compute node: ssh -N -J LOGIN_NODE -L {chosen}:{LOOPBACK}:{chosen} {host}", flush=True)
+    login = os.environ.get("SLURM_SUBMIT_HOST", "LOGIN_NODE")
+    print(f"On a compute node: ssh -N -J {login} -L {chosen}:{LOOPBACK}:{chosen} {host}", flush=True)
     server.run()

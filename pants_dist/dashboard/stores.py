@@ -15,6 +15,8 @@ from dash import Dash, Input, Output, State, html, no_update
 from conversion.journal import JOURNAL, planned, quarantined
 from pants_dist import queue
 from pants_dist.dashboard import folders
+from pants_dist.dashboard.grids import AS_WIDE_AS_THE_CARD, THEMED, text_column
+from pants_dist.dashboard.overview import card
 from pants_dist.errors import UserError
 
 RECENT_S = 600.0  # over which the rate is taken
@@ -102,19 +104,21 @@ class Queue:
 def layout() -> html.Div:
     """The tab, empty."""
     return html.Div([
-        dmc.Title("Stores", order=5, mb="xs"), html.Div(id="makings"),
-        _grid("refused", REFUSED, "case"), dmc.Title("Your jobs in SLURM", order=5, my="sm"),
-        dmc.Text(id="queue-note", size="sm", c="dimmed"), _grid("queue", queue.COLUMNS, "job"),
+        card("Stores", "that the runs ticked read, and that the command named", html.Div(id="makings")),
+        html.Div(card("Quarantine", "cases that a conversion refused", _grid("refused", REFUSED, "case")), className="below"),
+        html.Div(card("Your jobs in SLURM", "asked every half minute at most", html.Div([
+            html.Div(id="queue-note", className="soft"), _grid("queue", queue.COLUMNS, "job"),
+        ])), className="below"),
     ])  # fmt: skip
 
 
-def _grid(name: str, columns: tuple[str, ...], key: str) -> html.Div:
-    definitions = [{"field": column, "sortable": True, "filter": True} for column in columns]
-    grid = dag.AgGrid(
-        id=f"{name}-table", columnDefs=definitions, rowData=[], columnSize="responsiveSizeToFit", getRowId=f"params.data.{key}",
-        dashGridOptions={"enableCellTextSelection": True}, style={"height": 280},
+def _grid(name: str, columns: tuple[str, ...], key: str) -> dag.AgGrid:
+    widths = {"reason": AS_WIDE_AS_THE_CARD, "case": 180, "path": 320, "name": 180, "where": 200}
+    definitions = [text_column(column, widths.get(column, 100)) for column in columns]
+    return dag.AgGrid(
+        id=f"{name}-table", columnDefs=definitions, rowData=[], getRowId=f"params.data.{key}", dashGridOptions=THEMED,
+        style={"height": 260},
     )  # fmt: skip
-    return html.Div(grid, id=f"{name}-theme")
 
 
 def making_box(store: Path, making: Making) -> html.Div:
@@ -122,7 +126,7 @@ def making_box(store: Path, making: Making) -> html.Div:
     bar = []
     if making.total and not making.whole:
         bar = [dmc.Progress(value=100 * (making.cases + len(making.refused)) / making.total, my=6)]
-    return html.Div([dmc.Text(str(store), fw=600, size="sm"), dmc.Text(making.in_words(), size="sm"), *bar], className="making")
+    return html.Div([html.B(str(store)), html.Div(making.in_words()), *bar], style={"marginTop": 6})
 
 
 def wire(app: Dash, runs: Path, store: Path | None) -> None:
@@ -138,10 +142,5 @@ def wire(app: Dash, runs: Path, store: Path | None) -> None:
         found = {path: making_of(path) for path in stores_of(runs, chosen, store)}
         boxes = [making_box(path, making) for path, making in found.items()]
         refused = [row for making in found.values() for row in making.refused]
-        nothing = dmc.Text("No store is known; name one: pants-dist dashboard RUNS --store STORE", size="sm", c="dimmed")
+        nothing = html.Div("No store is known; name one: pants-dist dashboard RUNS --store STORE", className="soft")
         return boxes or nothing, refused[:MOST_REFUSED], *jobs.jobs()
-
-    @app.callback(Output("refused-theme", "data-ag-theme-mode"), Output("queue-theme", "data-ag-theme-mode"),
-                  Input("dark", "checked"))  # fmt: skip
-    def themed(dark: bool | None) -> tuple[str, str]:
-        return ("dark", "dark") if dark else ("light", "light")
