@@ -66,10 +66,11 @@ def by_rank_figure(ranks: list[dict[str, Any]], what: str, dark: bool) -> go.Fig
     """A bar a rank; the longest is colored."""
     figure = plain_figure(dark, 200)
     values = [rank.get(what) for rank in ranks]
-    longest = max((value for value in values if value is not None), default=None)
+    known = [value for value in values if value is not None]
+    longest = max(known) if len(set(known)) > 1 else None
     figure.add_bar(
         x=[rank["rank"] for rank in ranks], y=values,
-        marker_color=[LONGEST if value == longest else BARS[dark] for value in values],
+        marker_color=[LONGEST if longest is not None and value == longest else BARS[dark] for value in values],
         text=[escape(str(rank.get("node", ""))) for rank in ranks], textposition="none",
         hovertemplate="rank %{x} on %{text}<br>%{y:.3g}<extra></extra>",
     )  # fmt: skip
@@ -86,7 +87,9 @@ def finding_box(found: Finding) -> html.Div:
 
 def layout() -> html.Div:
     """The tab, empty."""
-    charts = [card(title, note, graph(f"input-{key}", 200)) for key, (title, note, _) in CHARTS.items()]
+    charts = [
+        html.Div(card(title, note, graph(f"input-{key}", 200)), id=f"box-{key}") for key, (title, note, _) in CHARTS.items()
+    ]  # fmt: skip
     bars = [card(title, note, graph(f"rank-{key}", 200)) for key, (title, note) in BY_RANK.items()]
     return html.Div([
         card("What slows the first run down", "from its last lines of metrics", html.Div(id="findings")),
@@ -108,6 +111,7 @@ def found_in(rows: list[dict[str, Any]]) -> list[Any]:
 def wire(app: Dash, runs: Path) -> None:
     """Fill the tab while it is looked at."""
     figures = [Output(f"input-{key}", "figure") for key in CHARTS] + [Output(f"rank-{key}", "figure") for key in BY_RANK]
+    figures += [Output(f"box-{key}", "style") for key in CHARTS]
 
     @app.callback(Output("findings", "children"), Output("slowest", "children"), *figures, Input("version", "data"),
                   Input("tab", "value"), Input("smoothing", "value"), Input("x", "value"), Input("dark", "checked"),
@@ -121,4 +125,6 @@ def wire(app: Dash, runs: Path) -> None:
         words = slowest_in_words({key: value for row in rows[-2:] for key, value in row.items()})
         curves = [plots.curves_figure(found, names, smoothing, x, bool(dark)) for *_, names in CHARTS.values()]
         bars = [by_rank_figure(ranks, what, bool(dark)) for what in BY_RANK]
-        return found_in(rows), f"{words} {note}".strip(), *curves, *bars
+        logged = {key for one in found.values() for row in one.rows[-5:] for key in row}
+        boxes = [{} if logged & set(names) else {"display": "none"} for *_, names in CHARTS.values()]
+        return found_in(rows), f"{words} {note}".strip(), *curves, *bars, *boxes

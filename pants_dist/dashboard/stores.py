@@ -101,14 +101,13 @@ class Queue:
             return self._said
 
 
-def layout() -> html.Div:
+def layout() -> dmc.Stack:
     """The tab, empty."""
-    return html.Div([
+    jobs = html.Div([html.Div(id="queue-note", className="soft"), _grid("queue", queue.COLUMNS, "job")])
+    return dmc.Stack(gap=14, children=[
         card("Stores", "that the runs ticked read, and that the command named", html.Div(id="makings")),
-        html.Div(card("Quarantine", "cases that a conversion refused", _grid("refused", REFUSED, "case")), className="below"),
-        html.Div(card("Your jobs in SLURM", "asked every half minute at most", html.Div([
-            html.Div(id="queue-note", className="soft"), _grid("queue", queue.COLUMNS, "job"),
-        ])), className="below"),
+        card("Quarantine", "cases that a conversion refused", _grid("refused", REFUSED, "case")),
+        card("Your jobs in SLURM", "asked every half minute at most", jobs),
     ])  # fmt: skip
 
 
