@@ -1,11 +1,14 @@
 """What a rank's device does: how long it works, how busy, full and hot a GPU is. Without a GPU a clock does."""
 
-import contextlib
+import ctypes
 import math
 import time
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
+
+SENSOR_OF_THE_GPU, CLOCK_OF_THE_CORES = 0, 1  # NVML_TEMPERATURE_GPU, NVML_CLOCK_SM
 
 
 class Stopwatch:
@@ -55,8 +58,38 @@ def gpu() -> Gpu:
     if not torch.cuda.is_initialized():
         return Gpu()
     free, limit = torch.cuda.mem_get_info()
-    found = Gpu(memory_bytes=float(limit - free), memory_limit_bytes=float(limit))
-    with contextlib.suppress(Exception):  # of any kind: a driver that does not say is no reason to stop
-        use, degrees, clock = torch.cuda.utilization(), torch.cuda.temperature(), torch.cuda.clock_rate()
-        found = found._replace(use=use / 100, temperature_c=float(degrees), clock_mhz=float(clock))
-    return found
+    driver = _driver(f"GPU-{torch.cuda.get_device_properties().uuid}")
+    use, celsius, mhz = driver.said() if driver else (math.nan,) * 3
+    return Gpu(use, float(limit - free), float(limit), celsius, mhz)
+
+
+@cache
+def _driver(uuid: str) -> "Driver | None":
+    try:
+        return Driver(uuid)
+    except OSError:
+        return None
+
+
+class Driver:
+    """NVIDIA's own library for one GPU (NVML, https://docs.nvidia.com/deploy/nvml-api/). Raises OSError where it is not
+    there, or does not know the GPU."""
+
+    def __init__(self, uuid: str, library: str = "libnvidia-ml.so.1") -> None:
+        self._nvml, self._gpu = ctypes.CDLL(library), ctypes.c_void_p()
+        if self._nvml.nvmlInit_v2() or self._nvml.nvmlDeviceGetHandleByUUID(uuid.encode(), ctypes.byref(self._gpu)):
+            raise OSError(f"{library}: does not know {uuid}")
+
+    def said(self) -> tuple[float, float, float]:
+        """Share of the last moments in which the GPU computed, degrees C, MHz; NaN for what it does not say."""
+        rates, celsius, mhz = (ctypes.c_uint * 2)(), ctypes.c_uint(), ctypes.c_uint()  # of the GPU, and of its memory
+        failed = (
+            self._nvml.nvmlDeviceGetUtilizationRates(self._gpu, rates),
+            self._nvml.nvmlDeviceGetTemperature(self._gpu, SENSOR_OF_THE_GPU, ctypes.byref(celsius)),
+            self._nvml.nvmlDeviceGetClockInfo(self._gpu, CLOCK_OF_THE_CORES, ctypes.byref(mhz)),
+        )
+        use, degrees, clock = (
+            math.nan if code else float(value)
+            for code, value in zip(failed, (rates[0], celsius.value, mhz.value), strict=True)
+        )
+        return use / 100, degrees, clock

@@ -35,7 +35,7 @@ train.train(config.load(run / "config.yaml", []), run)
 SLOW_READS = "import os, time\nread = os.preadv\nos.preadv = lambda *given: (time.sleep({s}), read(*given))[1]\n"
 SLOW_SYNC = "import os, time\nsync = os.fsync\nos.fsync = lambda file: (time.sleep({s}), sync(file))[1]\n"
 QUICK = [
-    "--model.channels=[4, 8, 16]", "--loader.kind=local", "--tracking.wandb=off", "--train.log_every=1", "--train.steps=20",
+    "--model.channels=[4, 8, 16]", "--loader.kind=local", "--train.log_every=1", "--train.steps=20",
 ]  # fmt: skip
 HEAVY = [
     "--data.patch_zyx=[16, 16, 16]", "--data.spacing_mm_zyx=[32.0, 16.0, 16.0]", "--train.batch=4",

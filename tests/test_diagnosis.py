@@ -82,5 +82,6 @@ def test_a_run_that_is_slowed_down_now(kind: str, tmp_path: Path) -> None:
     assert f"pants-dist: step {rows[FEWEST]['step']}: {kind}" in (tmp_path / "log").read_text() or kind == "small object store"
     said = json.loads((tmp_path / "run" / "summary.json").read_text())["slow"]
     assert any(words.startswith(kind) for words in said)
+    assert not list((tmp_path / "run").glob("wandb*"))  # offline, the default, neither writes nor asks anything
     ranks = json.loads((tmp_path / "run" / "ranks.json").read_text())["ranks"]
     assert [rank["rank"] for rank in ranks] == list(range(3 if kind == "slow rank" else 1))
