@@ -129,7 +129,7 @@ def _slow_one(lines: Sequence[Line]) -> Finding | None:
         where = f"node {name}" if kind == "slow node" else f"rank {name} on {_usual(slow, 'ranks/slowest_node')}"
         cost = min((longest - usual) * _steps_a_line(lines) / max(_middle(slow, "time/line_s"), 1e-9), 1.0)
         words = f"{kind}: {where} needs {longest:.3g} s a step for its patches, others {usual:.3g} s"
-        cure = "see what else runs there and how hot its devices are; leave the node out if need be (--exclude)"
+        cure = "see what else runs there and how hot its devices are; leave the node out if need be (--sbatch.exclude=NODE)"
         return Finding(kind, cost, words, cure)
     return None
 
