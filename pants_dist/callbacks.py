@@ -21,6 +21,7 @@ from pants_dist.store import Store
 from pants_dist.tracking import Tracker, validation_folder
 from pants_dist.worst import keep_picture, keep_worst
 
+RANKS_S = 10.0  # between two versions of ranks.json
 STOP_REQUEST = "stop-request"  # a file in the run folder: all ranks save the same step and end
 
 
@@ -29,7 +30,7 @@ class Logging(L.Callback):
 
     def __init__(self, tracker: Tracker, loader: Loader) -> None:
         self.tracker, self.loader = tracker, loader
-        self.begun, self.from_step = 0.0, 0
+        self.begun, self.from_step, self.kept_at = 0.0, 0, float("-inf")
         self.said: set[str] = set()  # kinds of slowness that this attempt's log has named
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
@@ -54,8 +55,10 @@ class Logging(L.Callback):
             **in_a_line(ranks, self.nodes, elapsed, steps),
         })  # fmt: skip
         if self.tracker.writes:
-            keep_ranks(self.tracker.run, step, ranks, self.nodes, elapsed, steps)
             self._say(step)
+            if time.monotonic() - self.kept_at > RANKS_S or step == train.steps:
+                keep_ranks(self.tracker.run, step, ranks, self.nodes, elapsed, steps)
+                self.kept_at = time.monotonic()
 
     def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
         self.gauges.stop()

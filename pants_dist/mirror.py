@@ -34,6 +34,7 @@ from pants_dist.errors import UserError
 from pants_dist.pictures import Plane, read_plane
 from pants_dist.tracking import (
     UPLOADED,
+    evaluation_stamp,
     logged_bytes,
     read_metrics,
     read_summary,
@@ -65,10 +66,13 @@ def mirror(run: Path, patience_s: float) -> dict[str, Any]:
                 for row in rows_from(run, first, with_last=over):
                     there.log(payload(run, row), step=row["step"])
                     first, steps = row["step"] + 1, steps + 1
+            scored, stamp = over and evaluated(run), evaluation_stamp(run)
+            if scored:
+                there.summary.update(scored)
         if steps:
             _confirm(run, wandb_id, first - 1, patience_s)
         if over:
-            write_atomically(run / UPLOADED, str(size))
+            write_atomically(run / UPLOADED, f"{size} {stamp}")
         return {"steps": steps, "url": there.url}
 
 
@@ -80,6 +84,7 @@ def written(run: Path) -> dict[str, Any]:
         with _at_wandb(run, wandb_id, CONNECT_S, "offline") as there:
             for row in rows:
                 there.log(payload(run, row), step=row["step"])
+            there.summary.update(evaluated(run))
             folder = Path(there.dir).parent
         return {"steps": len(rows), "url": str(folder)}
 
@@ -110,15 +115,27 @@ def payload(run: Path, row: dict[str, Any]) -> dict[str, Any]:
     folder = validation_folder(run, row["step"])
     if "val/dsc" not in row or not (folder / "centers.parquet").is_file():
         return given
+    return given | shown(folder, "val/")
+
+
+def evaluated(run: Path) -> dict[str, Any]:
+    """The same of the evaluation, by split: for W&B's summary, since it belongs to no step."""
+    folders = [table.parent for table in sorted(run.glob("evaluation/*/centers.parquet"))]
+    return {name: value for folder in folders for name, value in shown(folder, f"evaluation/{folder.name}/").items()}
+
+
+def shown(folder: Path, prefix: str) -> dict[str, Any]:
+    """A folder's table by center, and its worst cases as images with masks."""
     import wandb
 
+    found: dict[str, Any] = {}
     with _if_readable(folder / "centers.parquet"):
-        given["val/centers"] = wandb.Table(dataframe=pd.read_parquet(folder / "centers.parquet"))
-    given["val/worst"] = []
+        found[f"{prefix}centers"] = wandb.Table(dataframe=pd.read_parquet(folder / "centers.parquet"))
+    pictures = []
     for path in sorted((folder / "worst").glob("*.npz")):
         with _if_readable(path):
-            given["val/worst"].append(_picture(read_plane(path)))
-    return given
+            pictures.append(_picture(read_plane(path)))
+    return found | ({f"{prefix}worst": pictures} if pictures else {})
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from pants_dist import __version__
 from pants_dist.diagnosis import LONG, Finding, diagnose
 from pants_dist.disk import replacing
 
-UPLOADED = "wandb-uploaded"  # a file in the run folder: how many bytes of metrics.jsonl W&B has
+UPLOADED = "wandb-uploaded"  # a file in the run folder: how many bytes of metrics.jsonl W&B has, and which evaluation
 
 
 def code_version() -> str:
@@ -80,6 +80,11 @@ def logged_bytes(run: Path) -> int:
     """Size of metrics.jsonl, 0 where there is none yet."""
     path = run / "metrics.jsonl"
     return path.stat().st_size if path.is_file() else 0
+
+
+def evaluation_stamp(run: Path) -> int:
+    """Changes when the run is evaluated; 0 before."""
+    return max((table.stat().st_mtime_ns for table in run.glob("evaluation/*/centers.parquet")), default=0)
 
 
 def mark(run: Path, state: str, error: str | None = None) -> None:

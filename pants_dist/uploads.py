@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pants_dist import config
 from pants_dist.errors import UserError
-from pants_dist.tracking import UPLOADED, logged_bytes
+from pants_dist.tracking import UPLOADED, evaluation_stamp, logged_bytes
 
 SYNC_PATIENCE_S = 600.0  # for a server that is slow to take what it is sent
 LIVE_PATIENCE_S = 45.0  # the same at the end of a run, which has a node to give back
@@ -65,9 +65,9 @@ def upload(run: Path, patience_s: float, offline: bool = False) -> Upload:
 
 
 def is_uploaded(run: Path) -> bool:
-    """Whether W&B has all of metrics.jsonl, as far as the run folder knows."""
+    """Whether W&B has all of metrics.jsonl and the last evaluation, as far as the run folder knows."""
     mark = run / UPLOADED
-    return mark.is_file() and int(mark.read_text()) == logged_bytes(run)
+    return mark.is_file() and mark.read_text() == f"{logged_bytes(run)} {evaluation_stamp(run)}"
 
 
 @contextmanager

@@ -97,9 +97,8 @@ def test_what_a_run_is_goes_with_it(server: WandbServer, tmp_path: Path) -> None
 CENTERS = pd.DataFrame({"center": ["Center A", "Center B"], "n": [3, 4], "dsc/liver": [0.9, 0.4]})
 
 
-def validated(run: Path, step: int) -> None:
-    """The table and the picture that a validation after this step leaves."""
-    folder = validation_folder(run, step)
+def scored(folder: Path) -> None:
+    """The table and the picture that a validation or an evaluation leaves."""
     (folder / "worst").mkdir(parents=True)
     CENTERS.to_parquet(folder / "centers.parquet")
     masks = np.zeros((2, 40, 30), np.uint8)
@@ -119,7 +118,7 @@ def test_all_that_is_logged_arrives(server: WandbServer, tmp_path: Path, monkeyp
     tracker = Tracker(run, 5, {}, writes=True)
     tracker.log(4, {"train/loss": 0.5, "ranks/slowest": 3, "ranks/slowest_node": "gpu2"})
     tracker.log(5, {"val/dsc": 0.25, "val/center/Center A/dsc": 0.9})
-    validated(run, 5)
+    scored(validation_folder(run, 5))
     (validation_folder(run, 5) / "worst" / "case8.npz").write_bytes(b"torn")
     tracker.state("finished", 5)
     assert not upload(run, 20).failed
@@ -139,6 +138,20 @@ def test_all_that_is_logged_arrives(server: WandbServer, tmp_path: Path, monkeyp
         pixels = pixels[..., 0] if pixels.ndim == 3 else pixels
         assert pixels[rows, 5:9].all() and pixels.sum() == 40
     assert not list(temporary.iterdir()) and server.unknown == []
+
+
+def test_an_evaluation_goes_to_the_summary(server: WandbServer, tmp_path: Path) -> None:
+    """Also one that came after all steps were sent: once, with table and picture, and no step more."""
+    run = run_folder(tmp_path / "r")
+    attempt(run, 1, 3, "finished")
+    assert not upload(run, 20).failed
+    scored(run / "evaluation" / "held_out")
+    assert not upload(run, 20).failed and upload(run, 20).words == "nothing new"
+    received = received_of(server, run)
+    table, worst = (received.summary[f"evaluation/held_out/{name}"] for name in ("centers", "worst"))
+    assert json.loads(received.files[table["path"]])["data"] == CENTERS.to_numpy().tolist()
+    assert worst["filenames"][0] in received.files and set(worst["all_masks"][0]) == {"reference", "prediction"}
+    assert received.steps == [1, 2, 3] and received.summary["train/loss"] == 1 / 3
 
 
 def test_centers_with_a_metric_of_their_own_are_bounded() -> None:

@@ -20,11 +20,12 @@ ARTIFACT = {"id": "artifact", "state": "PENDING", "digest": "0", "artifactSequen
 
 @dataclass
 class Received:
-    """One run as the server has it: W&B's config, the lines of its history, and the files by name."""
+    """One run as the server has it: W&B's config and summary, the lines of its history, and the files by name."""
 
     name: str = ""
     config: dict[str, Any] = field(default_factory=dict)
     history: list[str] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
 
     @property
@@ -110,6 +111,8 @@ class Answer(BaseHTTPRequestHandler):
         if end > self.server.rows_taken:
             return self.server.full_status, {"error": "no more"}
         run.history[lines["offset"] : end] = lines["content"]
+        for line in files.get("wandb-summary.json", {"content": []})["content"]:
+            run.summary = json.loads(line)
         return 200, {"exitcode": None, "limits": {}}
 
     def graphql(self, query: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -140,7 +143,7 @@ class Answer(BaseHTTPRequestHandler):
         return {
             "id": name, "name": name, "displayName": run.name, "project": PROJECT,
             "config": json.dumps({key: {"value": value} for key, value in run.config.items()}),
-            "summaryMetrics": run.history[-1] if run.history else "{}", "historyTail": json.dumps(run.history[-1:]),
+            "summaryMetrics": json.dumps(run.summary), "historyTail": json.dumps(run.history[-1:]),
             "historyLineCount": len(run.history), "logLineCount": 0, "eventsLineCount": 0, "eventsTail": "[]",
             "tags": [], "notes": None, "wandbConfig": json.dumps({"t": {}}),
         }  # fmt: skip
