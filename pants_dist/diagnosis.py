@@ -98,7 +98,9 @@ def _input(lines: Sequence[Line]) -> Finding | None:
         return Finding("starved readers", wait, f"starved readers: {who}; readers want CPUs for {share:.0f} % of their time",
                        "ask for more CPUs (--cpus-per-task), or lower loader.readers or train.ranks")  # fmt: skip
     if asleep >= ASLEEP:
-        return Finding("slow disk", wait, f"slow disk: {who}; {read}, {100 * asleep:.0f} % of it waiting for the disk",
+        told = any("loader/read_queued" in line for line in lines)
+        what = "the disk" if told else "the disk, or for a CPU, which this kernel does not tell apart"
+        return Finding("slow disk", wait, f"slow disk: {who}; {read}, {100 * asleep:.0f} % of it waiting for {what}",
                        "copy cases to the node's own disk (data.stage), or raise loader.readers and loader.ahead")  # fmt: skip
     busy = _middle(lines, "loader/readers_busy")
     if busy >= BUSY:

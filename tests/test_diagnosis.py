@@ -33,6 +33,13 @@ def test_nothing_is_said_of_a_healthy_run_nor_of_a_few_lines() -> None:
     assert diagnose(slow[:FEWEST]) == [] and diagnose(slow[: FEWEST + 1])[0].kind == "slow disk"
 
 
+def test_a_kernel_that_books_no_queues() -> None:
+    """What sleeps and what waits for a CPU cannot be told apart there, and that is said."""
+    lines = [{name: value for name, value in row.items() if name != "loader/read_queued"} for row in recorded("starved readers")]
+    (found,) = diagnose(lines)
+    assert found.kind == "slow disk" and "or for a CPU, which this kernel does not tell apart" in found.words
+
+
 def test_only_the_last_attempt_counts() -> None:
     """What slowed a run down before it was started again is no longer said."""
     later = [row | {"attempt": 2, "step": row["step"] + 100} for row in recorded("healthy")]
