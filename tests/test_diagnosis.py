@@ -35,7 +35,9 @@ def test_nothing_is_said_of_a_healthy_run_nor_of_a_few_lines() -> None:
 
 def test_a_kernel_that_books_no_queues() -> None:
     """What sleeps and what waits for a CPU cannot be told apart there, and that is said."""
-    lines = [{name: value for name, value in row.items() if name != "loader/read_queued"} for row in recorded("starved readers")]
+    lines = recorded("starved readers")
+    for line in lines:
+        line.pop("loader/read_queued", None)
     (found,) = diagnose(lines)
     assert found.kind == "slow disk" and "or for a CPU, which this kernel does not tell apart" in found.words
 
