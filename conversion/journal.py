@@ -1,6 +1,7 @@
 """What a conversion remembers while it runs: rows of finished cases, and cases that were refused.
 
-    STORE/journal/<writer>.jsonl       a line a finished case: its manifest row; until the manifest holds it
+    STORE/journal/<writer>.jsonl       how many cases there are to be; a line a finished case: its manifest row; until the
+                                       manifest holds it
     STORE/quarantine/<writer>.jsonl    a line a refused case: its id, its image's path, the reason
 
 One process writes one file, so nothing is shared between hosts; a line that a kill tore is passed over.
@@ -37,7 +38,13 @@ class Writer:
 
 def read_rows(store: Path) -> dict[str, dict[str, Any]]:
     """Case -> its last journaled manifest row."""
-    return {line["row"]["case"]: line["row"] for line in _lines(store / JOURNAL)}
+    return {line["row"]["case"]: line["row"] for line in _lines(store / JOURNAL) if "row" in line}
+
+
+def planned(store: Path) -> int | None:
+    """How many cases the store is to have in the end; None where no conversion has said so."""
+    said = [line["cases"] for line in _lines(store / JOURNAL) if "cases" in line]
+    return int(said[-1]) if said else None
 
 
 def quarantined(store: Path) -> dict[str, dict[str, Any]]:

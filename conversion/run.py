@@ -124,6 +124,8 @@ def convert(
 
     space.check(needed, summary.store)
     journal = _prepare(summary.store, mine if slice_ else None, known, kept, stale)
+    if stale:
+        journal.append({"cases": len(everything)})
     _convert(stale, journal, summary, run, "{}-of-{}".format(*slice_ or (1, 1)), on_event)
     everything = archives.present(everything, summary.store)
     _finish(summary, everything, slice_ is None, limit is None and cases is None, on_event)

@@ -1,25 +1,27 @@
 """What happens between the steps of a run: log, validate, save, stop. Each is decided by the step, alike on every rank."""
 
 import signal
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from torch.distributed import ReduceOp
 
 from pants_dist.checkpoints import BEST, LAST, keep_previous
 from pants_dist.evaluate import ood_metrics, score_cases, validation_cases, write_tables
+from pants_dist.gauges import Gauges, Measured, in_a_line, keep_ranks, node_name
 from pants_dist.heartbeat import doing
 from pants_dist.loader import Loader
 from pants_dist.model import Segmenter
-from pants_dist.ranks import agreed, gathered
+from pants_dist.ranks import agreed, gathered, shared
 from pants_dist.splits import Splits
 from pants_dist.store import Store
 from pants_dist.tracking import Tracker, validation_folder
 from pants_dist.worst import keep_picture, keep_worst
 
+RANKS_S = 10.0  # between two versions of ranks.json
 STOP_REQUEST = "stop-request"  # a file in the run folder: all ranks save the same step and end
 
 
@@ -28,30 +30,45 @@ class Logging(L.Callback):
 
     def __init__(self, tracker: Tracker, loader: Loader) -> None:
         self.tracker, self.loader = tracker, loader
-        self.begun, self.waited_s, self.from_step = 0.0, 0.0, 0
+        self.begun, self.from_step, self.kept_at = 0.0, 0, float("-inf")
+        self.said: set[str] = set()  # kinds of slowness that this attempt's log has named
 
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
         self.begun, self.from_step = time.perf_counter(), trainer.global_step
+        self.gauges, self.nodes = Gauges(self.loader, module.settings.loader.kind), gathered(node_name())
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         doing("logging")
         step, train = trainer.global_step, module.settings.train
         if step % train.log_every and step not in (self.loader.start + 1, train.steps):
             return
-        loss, skipped = agreed(float(outputs["loss"]), float(self.loader.skipped), operation=ReduceOp.SUM)
-        (waited,) = agreed(self.loader.waited_s - self.waited_s)
-        elapsed = max(time.perf_counter() - self.begun, 1e-9)
+        mine = self.gauges.measured(float(outputs["loss"]), module.own_work.taken_s())
+        ranks = [Measured(*each) for each in shared(mine)]
+        elapsed, steps = max(time.perf_counter() - self.begun, 1e-9), step - self.from_step
+        self.begun, self.from_step = time.perf_counter(), step
         self.tracker.log(step, {
-            "train/loss": loss / trainer.world_size,
+            "train/loss": sum(rank.loss for rank in ranks) / len(ranks),
             "train/grad_norm": float(outputs["grad_norm"]),
             "train/lr": module.learning_rate(step - 1),
-            "train/samples_per_s": (step - self.from_step) * train.batch / elapsed,
-            "loader/wait_fraction": min(waited / elapsed, 1.0),
+            "train/samples_per_s": steps * train.batch / elapsed,
             "train/skipped_steps": module.skipped_steps,
-            "loader/skipped": skipped,
+            **in_a_line(ranks, self.nodes, elapsed, steps),
         })  # fmt: skip
-        self.waited_s = self.loader.waited_s
-        self.begun, self.from_step = time.perf_counter(), step
+        if self.tracker.writes:
+            self._say(step)
+            if time.monotonic() - self.kept_at > RANKS_S or step == train.steps:
+                keep_ranks(self.tracker.run, step, ranks, self.nodes, elapsed, steps)
+                self.kept_at = time.monotonic()
+
+    def on_train_end(self, trainer: L.Trainer, module: Any) -> None:
+        self.gauges.stop()
+
+    def _say(self, step: int) -> None:
+        """A line in the log for each kind of slowness when it is first seen."""
+        for found in self.tracker.found:
+            if found.kind not in self.said:
+                self.said.add(found.kind)
+                print(f"pants-dist: step {step:,}: {found.words}; {found.cure}", file=sys.stderr, flush=True)
 
 
 class Validation(L.Callback):
@@ -65,6 +82,7 @@ class Validation(L.Callback):
         step, settings = trainer.global_step, module.settings
         if not settings.validation.every or step % settings.validation.every:
             return
+        doing("validation")
         cases = validation_cases(self.store, settings, self.splits)
         mine = cases[trainer.global_rank :: trainer.world_size]
         folder = validation_folder(self.tracker.run, step)
@@ -81,6 +99,7 @@ class Validation(L.Callback):
         self.tracker.log(step, metrics)
         if (score := metrics.get(f"val/{settings.validation.best}", float("-inf"))) > self.best:
             self.best = score
+            doing("checkpoint")
             trainer.save_checkpoint(self.tracker.run / "checkpoints" / BEST)
 
     def state_dict(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pants_dist.errors import UserError
 
@@ -205,6 +205,29 @@ def joined() -> None:
         # by its folder our node is told from others of the same Ray on this machine
         folder = os.environ.get(FOLDER_VARIABLE)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, _temp_dir=folder)
+
+
+class ObjectStore(NamedTuple):
+    """Of this node's Ray: bytes in use, bytes it may hold, and bytes that lie on the disk for want of room."""
+
+    bytes: float
+    limit_bytes: float
+    spilled_bytes: float
+
+
+def object_store() -> ObjectStore:
+    """How this node's object store is at this moment; Ray tells it every second or so. Raises what Ray raises."""
+    import ray
+    from ray._private.state import available_resources_per_node  # by node there is no public way without Ray's dashboard
+
+    own, what = ray.get_runtime_context().get_node_id(), "object_store_memory"
+    limit = next(node["Resources"][what] for node in ray.nodes() if node["NodeID"] == own)
+    free = available_resources_per_node().get(own, {}).get(what, 0.0)
+    spilled = 0
+    for file in Path(os.environ.get(FOLDER_VARIABLE, "/nowhere")).glob(f"session_2*/ray_spilled_objects_{own}/*"):
+        with contextlib.suppress(OSError):  # read back and removed
+            spilled += file.stat().st_size
+    return ObjectStore(limit - free, limit, float(spilled))
 
 
 def _knock(address: str) -> None:

@@ -19,6 +19,7 @@ from pants_dist.config import Settings
 from pants_dist.disk import replacing
 from pants_dist.errors import UserError
 from pants_dist.inference import Prediction, segmented
+from pants_dist.keptmasks import KeptMasks, drop_others
 from pants_dist.maxprob import strongest_at_1mm
 from pants_dist.metrics import DEFAULT_TOLERANCE_MM, TOLERANCES_MM, score_case
 from pants_dist.model import Segmenter
@@ -215,12 +216,12 @@ class Evaluation:
         structures, predict, tolerances = self.system.structures, self.system.predict, self.analysis.tolerances_mm
         for split in self.splits:
             folder, known = self.folder / split, self.known(split)
-            rows = Rows(folder, self.head, slice_)
+            rows, masks = Rows(folder, self.head, slice_), KeptMasks(folder, self.head, slice_)
             for case in (case for part, case in mine if part == split):
                 if case not in known:
                     scored = score(self.store, structures, predict, case, split, bool(seen[case]), tolerances)
                     scored.row.update(patient=patients[case], trained_cases=trained, state=self.system.state(case))
-                    keep_picture(folder / "worst", scored, list(known.values()))
+                    masks.add(case, scored.prediction, keep_picture(folder / "worst", scored, list(known.values())))
                     rows.add(scored.row)
                     known[case] = scored.row
                 done += 1
@@ -236,6 +237,7 @@ class Evaluation:
         for split in self.splits:
             folder, rows = self.folder / split, [known[split][case] for case in self.cases(split)]
             keep_worst(folder / "worst", rows)
+            drop_others(folder, self.head)
             tables.append(write_tables(folder, rows, self.system.structures))
             write_report(folder, tables[-1], self.system.structures, facts, [folder / "worst"])
         everything = pd.concat(tables, ignore_index=True)

@@ -39,12 +39,20 @@ class Doing:
 
 
 _now: tuple[str, int, float] = ("starting", 0, time.monotonic())
+_spent: dict[str, float] = dict.fromkeys(PHASES, 0.0)
 
 
 def doing(phase: str, step: int | None = None) -> None:
     """Note what this process does from now on; costs nothing."""
     global _now
-    _now = phase, _now[1] if step is None else step, time.monotonic()
+    before, at, since = _now
+    _now = phase, at if step is None else step, time.monotonic()
+    _spent[before] += _now[2] - since
+
+
+def seconds_in(phase: str) -> float:
+    """Seconds that this process has spent in a phase so far, without the stay there that goes on."""
+    return _spent[phase]
 
 
 def present(word: int = 0) -> Doing:

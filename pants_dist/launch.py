@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pants_dist import __version__, cluster, config, memory
+from pants_dist import cluster, config, memory
 from pants_dist.agent import ALONE
 from pants_dist.callbacks import STOP_REQUEST
 from pants_dist.checkpoints import resume_point
@@ -27,7 +27,7 @@ from pants_dist.rollcall import Report
 from pants_dist.settings import MAY_CHANGE, Train
 from pants_dist.splits import Splits, splits_of
 from pants_dist.store import Store, open_store
-from pants_dist.tracking import mark, read_summary, write_atomically
+from pants_dist.tracking import code_version, mark, read_summary, write_atomically
 from pants_dist.train import FAILURE, plan_of
 
 REQUEUE = 75  # exit code: stopped on request with everything saved; run the same command again (EX_TEMPFAIL)
@@ -220,7 +220,7 @@ def prepare_run(settings: Settings, name: str, about: str) -> Path:
 
 def config_text(settings: Settings, run: Path, about: str) -> str:
     """What config.yaml of this run says."""
-    header = f"# pants-dist {__version__}, {about}\n"
+    header = f"# pants-dist {code_version()}, {about}\n"
     header += f"# start again: pants-dist train --config {run / 'config.yaml'} --run-name {run.name}\n"
     return header + config.dump(settings)
 

@@ -14,11 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import forkserver
 from statistics import median
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from pants_dist import cluster
+from pants_dist.clocks import Spent, spent
 from pants_dist.decode import block_means
 from pants_dist.errors import DamagedError
 from pants_dist.geometry import Geometry, Window, window_of
@@ -52,7 +53,7 @@ class MicroBatch:
     buffer: Any  # one-dimensional uint8; torch's only while it crosses from a local process, else numpy's
     parts: tuple[Part, ...]
     skipped: tuple[str, ...] = ()  # why cases were passed over, a line each
-    seconds: float = 0.0  # that reading took
+    spent: Spent = Spent()  # on reading it
 
     def image(self, number: int) -> np.ndarray:
         part = self.parts[number]
@@ -77,13 +78,13 @@ class Reader:
 
     def read(self, samples: list[Sample]) -> MicroBatch:
         """The windows of these samples, in one buffer. Raises DamagedError, naming the case, where bytes are wrong."""
-        begun, samples = time.perf_counter(), list(samples)
+        begun, samples = spent(), list(samples)
         skipped: list[str] = []
         tried: Counter[int] = Counter()
         while True:
             batch, problem = self._read(samples)
             if problem is None:
-                return replace(batch, skipped=tuple(skipped), seconds=time.perf_counter() - begun)
+                return replace(batch, skipped=tuple(skipped), spent=spent().since(begun))
             number, error = problem
             tried[number] += 1
             if self.plan is None or tried[number] == ATTEMPTS:
@@ -138,7 +139,10 @@ def _aligned(offset: int) -> int:
 
 
 class Source(Protocol):
-    """Where micro-batches come from: asked for in order, given in order."""
+    """Where micro-batches come from: asked for in order, given in order. `asked_again`: how many came late, so far."""
+
+    readers: Any
+    asked_again: int
 
     def stream(self, requests: Iterator[list[Sample]]) -> Iterator[MicroBatch]: ...
 
@@ -187,7 +191,7 @@ class RaySource:
                 busy.difference_update(finished)
             if done:
                 batch = ray.get(done[0])
-                self._seconds.append(batch.seconds)
+                self._seconds.append(batch.spent.seconds)
                 return batch
             asked = [n for n, busy in enumerate(self._busy) if busy & set(futures)]
             if len(asked) < len(self.readers):
@@ -205,7 +209,7 @@ class LocalSource:
     """The same readers as processes of this rank, through a torch DataLoader."""
 
     def __init__(self, reader: Reader, readers: int, ahead: int) -> None:
-        self.reader, self.readers, self.ahead = reader, readers, ahead
+        self.reader, self.readers, self.ahead, self.asked_again = reader, range(readers), ahead, 0
         # imported once, not once a reader; started here, since it ends with the thread that starts it
         forkserver.set_forkserver_preload(["pants_dist.mortal", "torch.utils.data", "pants_dist.loader"])
         forkserver.ensure_running()
@@ -213,12 +217,12 @@ class LocalSource:
     def stream(self, requests: Iterator[list[Sample]]) -> Iterator[MicroBatch]:
         from torch.utils.data import DataLoader
 
-        share = max(1, -(-self.ahead // self.readers))
+        share = max(1, -(-self.ahead // len(self.readers)))
         batches: Any = DataLoader(
             _Requests(self.reader),  # type: ignore[arg-type]  # indexed by the sampler's items, whatever they are
             sampler=requests,
             batch_size=None,
-            num_workers=self.readers,
+            num_workers=len(self.readers),
             prefetch_factor=share,
             multiprocessing_context="forkserver",
         )
@@ -237,11 +241,19 @@ class _Requests:
         return replace(batch, buffer=torch.from_numpy(batch.buffer))
 
 
+class Read(NamedTuple):
+    """What one micro-batch was: patches, bytes of voxels, and the time of its reader."""
+
+    patches: int
+    bytes: int
+    spent: Spent
+
+
 class Loader:
     """Steps `start` to `stop` of a rank, in plan order: each item is the list of that step's micro-batches.
 
     `waited_s` is the time that the consumer spent waiting for items so far, `skipped` how many damaged cases were passed
-    over for others, each of which is named in a warning.
+    over for others, each of which is named in a warning, `reads` what reading each micro-batch took and gave.
     """
 
     def __init__(
@@ -250,6 +262,7 @@ class Loader:
         self.plan, self.source, self.rank, self.ranks = plan, source, rank, ranks
         self.start, self.stop, self.micro_batch = start, stop, micro_batch
         self.waited_s, self.skipped = 0.0, 0
+        self.reads: list[Read] = []  # whoever looks at them empties it
 
     def __iter__(self) -> Iterator[list[MicroBatch]]:
         items = one_ahead(self._items())
@@ -260,6 +273,7 @@ class Loader:
             item = next(items)
             self.waited_s += time.perf_counter() - begun
             doing("forward")
+            self.reads += [Read(len(micro.parts), micro.buffer.nbytes, micro.spent) for micro in item]
             for problem in (line for micro in item for line in micro.skipped):
                 self.skipped += 1
                 warnings.warn(f"data.on_damage: skip: {problem}", stacklevel=2)

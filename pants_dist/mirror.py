@@ -2,11 +2,12 @@
 
 The run folder is the truth. The server is asked which step it has last, and is sent what metrics.jsonl has after it, each
 step once: nothing is lost and nothing comes twice, whatever was killed, resumed or sent before. It goes on until its
-standard input has an end or a word, then sends what is left. Training neither waits for W&B nor imports it.
+standard input has an end or a word, then sends what is left. Training neither waits for W&B nor imports it. With `--offline`
+nothing is sent: all of metrics.jsonl is written anew as one folder of W&B's own, which "wandb sync" sends from elsewhere.
 
 This rests on resume="allow" and log(step=...), https://docs.wandb.ai/guides/runs/resuming. W&B's own offline folders would
-not do: a killed process leaves them without their last rows, and "wandb sync" of those of several attempts numbers all
-rows anew, those that a resumed run did again among them.
+not do as a run goes on: a killed process leaves them without their last rows, and "wandb sync" of those of several attempts
+numbers all rows anew, those that a resumed run did again among them.
 """
 
 import argparse
@@ -23,7 +24,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from zipfile import BadZipFile
 
 import pandas as pd
 
@@ -32,6 +34,7 @@ from pants_dist.errors import UserError
 from pants_dist.pictures import Plane, read_plane
 from pants_dist.tracking import (
     UPLOADED,
+    evaluation_stamp,
     logged_bytes,
     read_metrics,
     read_summary,
@@ -39,6 +42,7 @@ from pants_dist.tracking import (
     write_atomically,
 )  # fmt: skip
 
+Mode = Literal["online", "offline"]
 X_AXIS = "trainer/global_step"
 CONNECT_S = 30.0  # at most, to reach the server
 POLL_S = 5.0  # between looks at a run that goes on
@@ -62,11 +66,27 @@ def mirror(run: Path, patience_s: float) -> dict[str, Any]:
                 for row in rows_from(run, first, with_last=over):
                     there.log(payload(run, row), step=row["step"])
                     first, steps = row["step"] + 1, steps + 1
+            scored, stamp = over and evaluated(run), evaluation_stamp(run)
+            if scored:
+                there.summary.update(scored)
         if steps:
             _confirm(run, wandb_id, first - 1, patience_s)
         if over:
-            write_atomically(run / UPLOADED, str(size))
+            write_atomically(run / UPLOADED, f"{size} {stamp}")
         return {"steps": steps, "url": there.url}
+
+
+def written(run: Path) -> dict[str, Any]:
+    """Write a run as one offline folder of W&B's own, in place of any before. Returns `steps` and `url`, its path."""
+    with _alone(run) as wandb_id:
+        shutil.rmtree(run / "wandb", ignore_errors=True)
+        rows = rows_from(run, 0, with_last=True)
+        with _at_wandb(run, wandb_id, CONNECT_S, "offline") as there:
+            for row in rows:
+                there.log(payload(run, row), step=row["step"])
+            there.summary.update(evaluated(run))
+            folder = Path(there.dir).parent
+        return {"steps": len(rows), "url": str(folder)}
 
 
 def _confirm(run: Path, wandb_id: str, last_step: int, patience_s: float) -> None:
@@ -95,11 +115,36 @@ def payload(run: Path, row: dict[str, Any]) -> dict[str, Any]:
     folder = validation_folder(run, row["step"])
     if "val/dsc" not in row or not (folder / "centers.parquet").is_file():
         return given
+    return given | shown(folder, "val/")
+
+
+def evaluated(run: Path) -> dict[str, Any]:
+    """The same of the evaluation, by split: for W&B's summary, since it belongs to no step."""
+    folders = [table.parent for table in sorted(run.glob("evaluation/*/centers.parquet"))]
+    return {name: value for folder in folders for name, value in shown(folder, f"evaluation/{folder.name}/").items()}
+
+
+def shown(folder: Path, prefix: str) -> dict[str, Any]:
+    """A folder's table by center, and its worst cases as images with masks."""
     import wandb
 
-    given["val/centers"] = wandb.Table(dataframe=pd.read_parquet(folder / "centers.parquet"))
-    given["val/worst"] = [_picture(read_plane(path)) for path in sorted((folder / "worst").glob("*.npz"))]
-    return given
+    found: dict[str, Any] = {}
+    with _if_readable(folder / "centers.parquet"):
+        found[f"{prefix}centers"] = wandb.Table(dataframe=pd.read_parquet(folder / "centers.parquet"))
+    pictures = []
+    for path in sorted((folder / "worst").glob("*.npz")):
+        with _if_readable(path):
+            pictures.append(_picture(read_plane(path)))
+    return found | ({f"{prefix}worst": pictures} if pictures else {})
+
+
+@contextmanager
+def _if_readable(path: Path) -> Iterator[None]:
+    """Go on without a file that is damaged or gone, with a line that says so."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, BadZipFile) as error:
+        print(f"pants-dist: W&B: {path} is left out ({type(error).__name__})", file=sys.stderr, flush=True)
 
 
 def _picture(plane: Plane) -> Any:
@@ -114,7 +159,7 @@ def _picture(plane: Plane) -> Any:
 
 
 @contextmanager
-def _at_wandb(run: Path, wandb_id: str, patience_s: float) -> Iterator[Any]:
+def _at_wandb(run: Path, wandb_id: str, patience_s: float, mode: Mode = "online") -> Iterator[Any]:
     """The run on W&B, begun or gone on with; at the end all is sent, or UserError raised after `patience_s`."""
     folder = run / "wandb"  # all that is staged; nothing of it is needed once it is sent
     folder.mkdir(exist_ok=True)
@@ -130,7 +175,7 @@ def _at_wandb(run: Path, wandb_id: str, patience_s: float) -> Iterator[Any]:
     try:
         there = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "pants-dist"), name=run.name, id=wandb_id, dir=run,
-            config=facts(run), mode="online", resume="allow", settings=quiet,
+            config=facts(run), mode=mode, resume="allow" if mode == "online" else None, settings=quiet,
         )  # fmt: skip
         there.define_metric(X_AXIS)
         there.define_metric("*", step_metric=X_AXIS)
@@ -138,7 +183,8 @@ def _at_wandb(run: Path, wandb_id: str, patience_s: float) -> Iterator[Any]:
         there.finish()
     except (wandb.Error, TimeoutError) as error:
         raise UserError(f"{' '.join(str(error).split())}; {LATER}") from error
-    shutil.rmtree(folder, ignore_errors=True)
+    if mode == "online":
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def facts(run: Path) -> dict[str, Any]:
@@ -179,7 +225,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m pants_dist.mirror")
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--patience", type=float, required=True, help="seconds to wait for the server, once all is said")
+    parser.add_argument("--offline", action="store_true", help="send nothing")
     given = parser.parse_args()
+    if given.offline:
+        print(json.dumps(written(given.run)))
+        return 0
     if not _told_to_end(0):  # signals to the whole job are not for us: the run that we follow says when it ends
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pants_dist.augment import augmented, resampled
 from pants_dist.casefile import AIR_HU
 from pants_dist.config import Settings
+from pants_dist.devices import Stopwatch
 from pants_dist.errors import UserError
 from pants_dist.heartbeat import doing
 from pants_dist.losses import SegmentationLoss, deep_supervised
@@ -75,6 +76,7 @@ class Segmenter(L.LightningModule):
         self.target = settings.model.outputs
         self.network = build_network(settings.model, len(self.target.channels), data.patch_zyx, data.spacing_mm_zyx)
         self.criterion = SegmentationLoss(self.target, settings.train.batch_dice)
+        self.own_work = Stopwatch()  # on what a rank does without the others
         self.skipped_steps = 0  # for want of a finite gradient
         self.average: Average | None = None  # made on the device
         self._average_state: dict[str, Any] | None = None
@@ -140,12 +142,22 @@ class Segmenter(L.LightningModule):
 
     def loss(self, micro: "MicroBatch") -> Tensor:
         """Mean over the micro-batch's samples of Dice + cross entropy, weighed over the network's resolutions."""
-        return self.loss_of(self.patches(micro), self.criterion)
+        with self.own_work:
+            patches = self.patches(micro)
+            heads = self.heads(patches)
+        return self.criticised(heads, patches, self.criterion)
 
     def loss_of(self, patches: Patches, criterion: SegmentationLoss) -> Tensor:
         """The same of patches."""
+        return self.criticised(self.heads(patches), patches, criterion)
+
+    def heads(self, patches: Patches) -> Any:
+        """What the network says of them, at each of its resolutions."""
         with self.arithmetic():
-            heads = self.network(patches.images)
+            return self.network(patches.images)
+
+    def criticised(self, heads: Any, patches: Patches, criterion: SegmentationLoss) -> Tensor:
+        """The loss of what the network says."""
         return deep_supervised(criterion, heads, patches.truth, patches.valid, patches.known)
 
     def patches(self, micro: "MicroBatch") -> Patches:

@@ -1,6 +1,6 @@
 """Pictures of cases: an axial slice of CT with reference and prediction outlined, as a radiologist is used to see it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pants_dist.disk import replacing
+from pants_dist.structures import LESION, PANCREAS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,6 +30,12 @@ class Plane:
     gray_yx: np.ndarray
     reference_yx: np.ndarray
     prediction_yx: np.ndarray
+
+
+def outlined(structures: Iterable[str]) -> tuple[str, ...]:
+    """Those of `structures` that pictures outline: pancreas and lesion, or the first where there is neither."""
+    known = tuple(structures)
+    return tuple(name for name in (PANCREAS, LESION) if name in known) or known[:1]
 
 
 def focus_of(reference: Mapping[str, np.ndarray], prediction: Mapping[str, np.ndarray]) -> tuple[str, int]:

@@ -42,6 +42,16 @@ def states(ids: Sequence[str]) -> dict[str, State]:
     return {job: State(word, reason) for job, word, reason in rows if job in ids}
 
 
+COLUMNS = ("job", "name", "state", "reason", "run for", "left", "nodes", "where")
+
+
+def mine() -> list[dict[str, str]]:
+    """The user's jobs that wait or run, a row each by COLUMNS. Raises UserError where there is no SLURM, or no answer."""
+    answer = _ask("squeue", "--noheader", "--format=%i|%j|%T|%r|%M|%L|%D|%N", f"--user={os.getuid()}")
+    rows = [line.split("|") for line in answer.splitlines() if line.count("|") == len(COLUMNS) - 1]
+    return [dict(zip(COLUMNS, row, strict=True)) for row in rows]
+
+
 def accounted(ids: Sequence[str]) -> dict[str, State]:
     """Job id -> state from accounting; {} where the site keeps none."""
     if not ids or not shutil.which("sacct"):

@@ -53,7 +53,7 @@ def sync(given: Given) -> int:
     """Upload runs to Weights & Biases: what it lacks of them, each step once; the same command again goes on."""
     from pants_dist.uploads import sync as upload_runs
 
-    done = upload_runs(given.runs, given.workers, lambda one: print(f"{one.run}: {one.words}", flush=True))
+    done = upload_runs(given.runs, given.workers, lambda one: print(f"{one.run}: {one.words}", flush=True), given.offline)
     if any(one.failed for one in done):
         return ends(1, "mend what is said above, then: pants-dist sync", *given.runs)
     return ends(0, "pants-dist status", given.runs[0])
@@ -108,7 +108,7 @@ def dashboard(given: Given) -> int:
         return ends(0, "open", given.export)
     from pants_dist.dashboard.server import serve
 
-    serve(given.runs, given.port)
+    serve(given.runs, given.port, given.store)
     return 0
 
 
@@ -137,6 +137,7 @@ def add_run_verbs(add: Callable[[Callable[[Given], int]], Parser]) -> None:
     verb = add(sync)
     verb.add_argument("runs", metavar="RUNS", type=Path, nargs="+", help="run folders, or folders of runs")
     verb.add_argument("--workers", metavar="N", type=int, default=4, help="runs at a time (default %(default)s)")
+    verb.add_argument("--offline", action="store_true", help="send nothing: write each run's folder for wandb sync")
     verb = add(evaluate)
     add_evaluate(verb)
     verb = add(predict)
@@ -154,4 +155,5 @@ def add_run_verbs(add: Callable[[Callable[[Given], int]], Parser]) -> None:
     verb = add(dashboard)
     verb.add_argument("runs", metavar="RUNS", type=Path, help="the folder of all runs, or that of one")
     verb.add_argument("--port", metavar="N", type=int, default=0, help="where to listen (default: a free port)")
+    verb.add_argument("--store", metavar="DIR", type=Path, help="a store that is being made: show how far, and what is refused")
     verb.add_argument("--export", metavar="FILE.html", type=Path, help="write one self-contained file instead")

@@ -122,6 +122,8 @@ def _progress(folder: Path, summary: dict[str, Any], queued: bool) -> dict[str, 
     if queued and summary.get("state") == "running" and silent > SILENT_SECONDS:
         since = datetime.fromtimestamp(summary["heartbeat"]).strftime("%m-%d %H:%M")
         found["notes"].append(f"stalled since {since} (no step for {timedelta(seconds=round(silent))})")
+    if summary.get("state") == "running" and summary.get("slow"):
+        found["notes"].append(str(summary["slow"][0]))
     if summary.get("error"):
         found["notes"].append(str(summary["error"]))
     return found

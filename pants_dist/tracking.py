@@ -2,18 +2,35 @@
 
 config.yaml      the settings as resolved; the run can be started again from it
 metrics.jsonl    one line a log event: step, attempt, time, host and the metrics by their slashed names
-summary.json     last step, rate, state, heartbeat, machine, last metrics; replaced atomically; what status reads first
+summary.json     last step, rate, state, heartbeat, machine, last metrics, what slows it down; replaced atomically
+ranks.json       what each rank measured last; gauges.py writes it
 """
 
 import json
 import socket
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
+from pants_dist import __version__
+from pants_dist.diagnosis import LONG, Finding, diagnose
 from pants_dist.disk import replacing
 
-UPLOADED = "wandb-uploaded"  # a file in the run folder: how many bytes of metrics.jsonl W&B has
+UPLOADED = "wandb-uploaded"  # a file in the run folder: how many bytes of metrics.jsonl W&B has, and which evaluation
+
+
+def code_version() -> str:
+    """Of this code: its version, and the commit where it runs from a git checkout, with a + where files were changed since."""
+    folder = Path(__file__).parent
+    words = ["git", "-C", str(folder), "describe", "--always", "--dirty=+", "--exclude=*", "--abbrev=12"]
+    if not (folder.parent / ".git").exists():
+        return __version__
+    try:
+        said = subprocess.run(words, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return __version__
+    return f"{__version__} (git {said.stdout.strip()})" if said.returncode == 0 else __version__
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -65,6 +82,11 @@ def logged_bytes(run: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
+def evaluation_stamp(run: Path) -> int:
+    """Changes when the run is evaluated; 0 before."""
+    return max((table.stat().st_mtime_ns for table in run.glob("evaluation/*/centers.parquet")), default=0)
+
+
 def mark(run: Path, state: str, error: str | None = None) -> None:
     """Leave word in summary.json how an attempt ended that could not say so itself, and why."""
     write_atomically(run / "summary.json", json.dumps(read_summary(run) | {"state": state, "error": error}))
@@ -77,11 +99,13 @@ class Tracker:
         self.run, self.steps, self.machine, self.writes = run, steps, machine, writes
         self.attempt = read_summary(run).get("attempt", 0) + 1
         self.host = socket.gethostname()
-        self.last: dict[str, float] = {}
+        self.last: dict[str, Any] = {}
+        self.recent: list[dict[str, Any]] = []
+        self.found: list[Finding] = []  # what slows this attempt down
         if writes:
             self._mend_last_line()
 
-    def log(self, step: int, metrics: dict[str, float]) -> None:
+    def log(self, step: int, metrics: dict[str, Any]) -> None:
         """Append one line; W&B gets the same metrics, under the x axis trainer/global_step."""
         if not self.writes:
             return
@@ -89,6 +113,9 @@ class Tracker:
         with open(self.run / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         self.last |= metrics
+        append_row(self.recent, line)
+        del self.recent[:-LONG]
+        self.found = diagnose(self.recent)
         self.state("running", step)
 
     def state(self, state: str, step: int) -> None:
@@ -96,6 +123,7 @@ class Tracker:
         if self.writes:
             row = {"state": state, "step": step, "steps": self.steps, "attempt": self.attempt, "heartbeat": time.time()}
             row |= {"host": self.host, "machine": self.machine, "metrics": self.last}
+            row["slow"] = [f"{one.words}; {one.cure}" for one in self.found]
             write_atomically(self.run / "summary.json", json.dumps(row))
 
     def _mend_last_line(self) -> None:

@@ -3,6 +3,7 @@
 import itertools
 import logging
 import os
+import platform
 import socket
 import sys
 import traceback
@@ -24,6 +25,7 @@ from pants_dist.callbacks import Logging, Saving, Validation
 from pants_dist.checkpoints import LAST, PlainCheckpoints, resume_point
 from pants_dist.config import Data, Settings
 from pants_dist.errors import UserError
+from pants_dist.gauges import node_name
 from pants_dist.geometry import Geometry
 from pants_dist.heartbeat import Heartbeat
 from pants_dist.loader import Loader, Reader, make_source
@@ -74,10 +76,12 @@ def train(settings: Settings, run: Path) -> None:
 
 
 def machine_of(ranks: int) -> dict[str, Any]:
-    """What a run is trained on, as rank 0 sees it: CPUs and GPU of its own node."""
+    """What a run is trained on, as rank 0 sees it: CPUs and GPU of its own node, how many ranks and nodes, by what."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     memory_gb = round(psutil.virtual_memory().total / 1e9)
-    return {"host": socket.gethostname(), "cpus": os.cpu_count(), "memory_gb": memory_gb, "gpu": gpu, "ranks": ranks}
+    nodes = ranks // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    found = {"host": node_name(), "cpus": os.cpu_count(), "memory_gb": memory_gb, "gpu": gpu, "ranks": ranks, "nodes": nodes}
+    return found | {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda}
 
 
 def trainer_of(steps: int, ranks: int, callbacks: list[L.Callback]) -> L.Trainer:

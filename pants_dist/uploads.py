@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pants_dist import config
 from pants_dist.errors import UserError
-from pants_dist.tracking import UPLOADED, logged_bytes
+from pants_dist.tracking import UPLOADED, evaluation_stamp, logged_bytes
 
 SYNC_PATIENCE_S = 600.0  # for a server that is slow to take what it is sent
 LIVE_PATIENCE_S = 45.0  # the same at the end of a run, which has a node to give back
@@ -27,15 +27,15 @@ class Upload:
     failed: bool = False
 
 
-def sync(paths: Sequence[Path], workers: int, on_done: Callable[[Upload], None]) -> list[Upload]:
-    """Upload what W&B lacks of these runs, or of all runs in these folders, `workers` at a time.
+def sync(paths: Sequence[Path], workers: int, on_done: Callable[[Upload], None], offline: bool = False) -> list[Upload]:
+    """Upload what W&B lacks of these runs, or of all runs in these folders, `workers` at a time; `offline` as in `upload`.
 
     `on_done` is called as each ends. Raises UserError for a folder without runs.
     """
     runs = [run for path in paths for run in runs_in(path)]
     with ThreadPoolExecutor(workers) as pool:
         done = []
-        for future in as_completed([pool.submit(upload, run, SYNC_PATIENCE_S) for run in runs]):
+        for future in as_completed([pool.submit(upload, run, SYNC_PATIENCE_S, offline) for run in runs]):
             done.append(future.result())
             on_done(done[-1])
     return done
@@ -49,23 +49,25 @@ def runs_in(path: Path) -> list[Path]:
     return found
 
 
-def upload(run: Path, patience_s: float) -> Upload:
-    """Upload what W&B lacks of one run, which may be going on."""
+def upload(run: Path, patience_s: float, offline: bool = False) -> Upload:
+    """Upload what W&B lacks of one run, which may be going on; `offline`: only write it as a folder for "wandb sync"."""
     if config.load(run / "config.yaml", []).tracking.wandb == "off":
         return Upload(run, "left out: its tracking.wandb is off")
-    if is_uploaded(run):
+    if not offline and is_uploaded(run):
         return Upload(run, "nothing new")
-    done = subprocess.run(_mirror(run, patience_s), stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    words = [*_mirror(run, patience_s), *["--offline"] * offline]
+    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:
         return Upload(run, (done.stderr.splitlines() or ["killed"])[-1].removeprefix("pants-dist: "), failed=True)
     sent = json.loads(done.stdout.splitlines()[-1])
-    return Upload(run, f"{sent['steps']:,} steps sent, {sent['url']}")
+    what = f"steps written; send them: wandb sync {sent['url']}" if offline else f"steps sent, {sent['url']}"
+    return Upload(run, f"{sent['steps']:,} {what}")
 
 
 def is_uploaded(run: Path) -> bool:
-    """Whether W&B has all of metrics.jsonl, as far as the run folder knows."""
+    """Whether W&B has all of metrics.jsonl and the last evaluation, as far as the run folder knows."""
     mark = run / UPLOADED
-    return mark.is_file() and int(mark.read_text()) == logged_bytes(run)
+    return mark.is_file() and mark.read_text() == f"{logged_bytes(run)} {evaluation_stamp(run)}"
 
 
 @contextmanager

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from pants_dist.pictures import draw_case, plane_of, write_plane
-from pants_dist.structures import LESION, PANCREAS
+from pants_dist.pictures import draw_case, outlined, plane_of, write_plane
+from pants_dist.structures import LESION
 
 if TYPE_CHECKING:
     from pants_dist.evaluate import Scored
@@ -80,18 +80,19 @@ def title_of(row: Row) -> str:
     return f"{row['case']} · {row['center']} · {said}"
 
 
-def keep_picture(folder: Path, scored: "Scored", others: list[Row]) -> None:
-    """Draw a case if it is among the worst so far, as CASE.png and CASE.npz. What is among the worst of all is so among its
-    writer's, too.
+def keep_picture(folder: Path, scored: "Scored", others: list[Row]) -> bool:
+    """Draw a case if it is among the worst so far, as CASE.png and CASE.npz; whether it is. What is among the worst of all is
+    so among its writer's, too.
     """
     if scored.row not in worst_of([*others, scored.row]):
-        return
+        return False
     folder.mkdir(parents=True, exist_ok=True)
-    shown = [name for name in (PANCREAS, LESION) if name in scored.reference] or list(scored.reference)[:1]
+    shown = outlined(scored.reference)
     reference, prediction = ({name: masks[name] for name in shown} for masks in (scored.reference, scored.prediction))
     path, title = folder / f"{scored.row['case']}.png", title_of(scored.row)
     draw_case(scored.image_zyx, reference, prediction, scored.spacing_mm_zyx, path, title)
     write_plane(path.with_suffix(".npz"), plane_of(scored.image_zyx, reference, prediction, title))
+    return True
 
 
 def keep_worst(folder: Path, rows: list[Row]) -> None:

@@ -10,14 +10,16 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 ORDER = [  # a module imports only from those that stand after it
     "__main__", "cli", "data_verbs", "run_verbs", "submitting", "demo", "doctor", "pipeline", "status", "jobs", "preflight",
-    "queue", "submit", "site", "dashboard", "info", "spread", "freeze", "bench", "launch", "agent", "train", "uploads",
-    "mirror", "callbacks", "evaluate", "systems", "predict", "predictions", "inference", "model", "memory", "losses",
-    "transfer", "checkpoints", "ranks", "networks", "optimizers", "augment", "results", "checklist", "sections", "breakdown",
-    "shortcuts", "bycenter", "protocol", "report", "scores", "tables", "phantom", "scanner", "anatomy", "shapes",
+    "dashboard", "queue", "submit", "site", "info", "spread", "freeze", "bench", "launch", "agent", "train", "uploads",
+    "mirror", "callbacks", "gauges", "evaluate", "keptmasks", "systems", "predict", "predictions", "inference", "model",
+    "devices", "memory", "losses", "transfer", "checkpoints", "ranks", "networks", "optimizers", "augment", "results",
+    "checklist", "sections", "breakdown", "shortcuts", "bycenter", "protocol", "report", "scores", "tables", "phantom",
+    "scanner", "anatomy", "shapes",
     "conversion", "loader", "nodes", "rollcall", "mortal", "cluster", "store", "opencase", "casefile", "decode", "native",
     "shard", "stage", "fetch", "geometry", "plan", "weights", "population", "cohort", "worst", "pictures", "curves", "figures",
     "comparisons", "subgroups", "gaps", "detection", "roc", "resampling", "stats", "maxprob", "metrics", "surface", "surfels",
-    "progress", "tracking", "heartbeat", "splits", "duplicates", "cases", "parser", "config", "settings", "targets",
+    "progress", "tracking",
+    "diagnosis", "heartbeat", "clocks", "splits", "duplicates", "cases", "parser", "config", "settings", "targets",
     "strides", "structures", "rows", "disk", "errors",
 ]  # fmt: skip
 OWNERS = {
@@ -26,7 +28,7 @@ OWNERS = {
     "lightning": {"model", "train", "callbacks", "checkpoints"},
     "wandb": {"mirror"},
     "nibabel": {"conversion.nifti"},
-    "dash": {"dashboard.cases", "dashboard.page", "dashboard.runs", "dashboard.server"},
+    "dash": {f"dashboard.{name}" for name in ("cases", "curvestab", "input", "overview", "page", "runs", "server", "stores")},
 }
 CONVERSION_MAY_IMPORT = {"store", "opencase", "casefile", "shard", "cases", "structures", "cluster", "disk", "errors"}
 

@@ -17,7 +17,7 @@ import pytest
 from matplotlib.image import imread
 from small import make_store
 
-from pants_dist.dashboard import folders
+from pants_dist.dashboard import folders, lines
 from pants_dist.dashboard.export import export
 from pants_dist.dashboard.runs import Heartbeats, run_rows
 from pants_dist.dashboard.server import listen, make_app
@@ -68,13 +68,33 @@ def test_long_curves_are_thinned_and_keep_their_spikes(tmp_path: Path) -> None:
 
 
 def test_bytes_read_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a metrics.jsonl above the limit the last lines are shown, and the page says so."""
+    """Of a metrics.jsonl above the limit a part is read that is spread over all of it, and the page says so."""
     row = {"attempt": 1, "time": 0.0, "train/loss": 1.0}
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row | {"step": step}) + "\n" for step in range(60_000)))
-    monkeypatch.setattr(folders, "MOST_BYTES", 2**20)
+    monkeypatch.setattr(lines, "MOST_BYTES", 2**20)
     curves = folders.curves_of(tmp_path)
-    assert curves.rows[-1]["step"] == 59_999 and len(curves.rows) < 20_000
-    assert curves.notes == ["metrics.jsonl: only its last 1 MB are shown"]
+    steps = [row["step"] for row in curves.rows]
+    assert steps[0] == 0 and steps[-1] == 59_999 and 10_000 < len(steps) < 20_000 and steps == sorted(steps)
+    assert max(after - before for before, after in zip(steps, steps[1:], strict=False)) < 60_000 / 8
+    assert curves.notes == ["metrics.jsonl: of 4 MB 1 are shown, spread evenly"]
+
+
+def test_what_has_come_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line is taken when its end is written; a file that takes another's place is read anew; a damaged line is counted."""
+    path, taken = tmp_path / "metrics.jsonl", []
+    monkeypatch.setattr(lines, "parsed", lambda line, parse=lines.parsed: taken.append(line) or parse(line))
+    row = {"attempt": 1, "time": 0.0, "train/loss": 1.0}
+    path.write_text("".join(json.dumps(row | {"step": step}) + "\n" for step in range(100)) + '{"step": 1')
+    assert len(folders.curves_of(tmp_path).rows) == 100 and len(taken) == 100
+    with open(path, "a") as file:
+        file.write('00, "attempt": 1, "time": 0.0}\n{"step": 101, "attempt"}\n')
+    curves = folders.curves_of(tmp_path)
+    assert curves.rows[-1]["step"] == 100 and len(taken) == 102 and "1 lines cannot be read" in curves.notes[0]
+    (tmp_path / "new").write_text(json.dumps(row | {"step": 7}) + "\n")
+    (tmp_path / "new").replace(path)
+    assert [row["step"] for row in folders.curves_of(tmp_path).rows] == [7]
+    path.unlink()
+    assert folders.curves_of(tmp_path).notes == ["metrics.jsonl: No such file or directory"]
 
 
 def test_smoothing_starts_without_bias() -> None:

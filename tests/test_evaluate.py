@@ -338,3 +338,21 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("data: {store: s}\n")
     with pytest.raises(UserError, match='no checkpoint yet; run "pants-dist train'):
         evaluate(tmp_path)
+
+
+def test_what_was_predicted_is_kept(run: Path) -> None:
+    """Masks of every case beside the rows: as many voxels of pancreas and lesion as the row says, in one file a split."""
+    from pants_dist.keptmasks import kept_in, read_kept
+
+    rows = evaluate(run)
+    files = sorted(run.glob("evaluation/*/*.masks"))
+    assert [str(path.relative_to(run / "evaluation")) for path in files] == [
+        f"{split}/predictions.masks" for split in ("held_out", "val_seen")
+    ]
+    kept = {case: found for path in files for case, found in kept_in(path).items()}
+    assert set(kept) == set(rows["case"])
+    for row in rows.to_dict("records"):
+        found = kept[row["case"]]
+        codes = read_kept(found, (0, 0, 0), found.shape_zyx)
+        for bit, name in enumerate(found.structures):
+            assert int((codes >> bit & 1).sum()) == row[f"predicted_voxels/{name}"]

@@ -249,7 +249,11 @@ def test_two_trainings_share_nodes_and_leave_nothing(slurm: Cluster, home: Path,
     job = submitted(b)[-1].job
     assert slurm.ended(short, 200) == "COMPLETED", submitted(a)[-1].log.read_text()
     assert [row["step"] for row in read_metrics(a)] == list(range(1, 13))
+    assert {row["nodes/slowest"] for row in read_metrics(a)} <= {"n1", "n2"} and read_summary(a)["machine"]["nodes"] == 2
     until(lambda: step(b) > 0, 100)
+    words_of_queue = "import json; from pants_dist import queue; print(json.dumps(queue.mine()))"
+    (listed,) = json.loads(slurm.call(sys.executable, "-c", words_of_queue).stdout)
+    assert (listed["job"], listed["state"], listed["nodes"], listed["where"]) == (job, "RUNNING", "1", "n1")
     reached = step(b)
     until(lambda: step(b) > reached + 5, 100)
     assert f"job {job} is in the queue already" in pants_dist(slurm, home, *long, code=2)

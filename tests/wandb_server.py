@@ -8,6 +8,7 @@ import json
 import re
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -19,11 +20,12 @@ ARTIFACT = {"id": "artifact", "state": "PENDING", "digest": "0", "artifactSequen
 
 @dataclass
 class Received:
-    """One run as the server has it: W&B's config, the lines of its history, and the files by name."""
+    """One run as the server has it: W&B's config and summary, the lines of its history, and the files by name."""
 
     name: str = ""
     config: dict[str, Any] = field(default_factory=dict)
     history: list[str] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
 
     @property
@@ -48,10 +50,18 @@ class WandbServer(ThreadingHTTPServer):
         self.unknown: list[str] = []
         self.status, self.delay_s, self.rows_taken, self.full_status = 200, 0.0, 1_000_000, 503
         self.changing = threading.Lock()
+        self.asking: Counter[str] = Counter()  # runs whose rows are being taken at this moment
+        self.most_at_once = 0  # different ones
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that was killed hangs up: nothing to say."""
+
+    def took(self, run: str, change: int) -> None:
+        """Count runs that send rows at once."""
+        with self.changing:
+            self.asking[run] += change
+            self.most_at_once = max(self.most_at_once, sum(count > 0 and bool(run) for run, count in self.asking.items()))
 
     @property
     def url(self) -> str:
@@ -68,7 +78,10 @@ class Answer(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if self.headers.get("Content-Encoding") == "gzip":
             body = gzip.decompress(body)
+        run = self.path.split("/")[4] if self.path.startswith("/files/") else ""
+        self.server.took(run, 1)
         time.sleep(self.server.delay_s)
+        self.server.took(run, -1)
         with self.server.changing:
             status, content = self.content(body) if self.server.status == 200 else (self.server.status, {"error": "refused"})
         text = json.dumps(content).encode()
@@ -98,6 +111,8 @@ class Answer(BaseHTTPRequestHandler):
         if end > self.server.rows_taken:
             return self.server.full_status, {"error": "no more"}
         run.history[lines["offset"] : end] = lines["content"]
+        for line in files.get("wandb-summary.json", {"content": []})["content"]:
+            run.summary = json.loads(line)
         return 200, {"exitcode": None, "limits": {}}
 
     def graphql(self, query: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -128,7 +143,7 @@ class Answer(BaseHTTPRequestHandler):
         return {
             "id": name, "name": name, "displayName": run.name, "project": PROJECT,
             "config": json.dumps({key: {"value": value} for key, value in run.config.items()}),
-            "summaryMetrics": run.history[-1] if run.history else "{}", "historyTail": json.dumps(run.history[-1:]),
+            "summaryMetrics": json.dumps(run.summary), "historyTail": json.dumps(run.history[-1:]),
             "historyLineCount": len(run.history), "logLineCount": 0, "eventsLineCount": 0, "eventsTail": "[]",
             "tags": [], "notes": None, "wandbConfig": json.dumps({"t": {}}),
         }  # fmt: skip

@@ -3,25 +3,27 @@
 A folder that was copied without its checkpoints or its store reads the same.
 """
 
-import json
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
 
+from pants_dist.dashboard.lines import Lines
+from pants_dist.dashboard.metrics import MEAN, with_more
 from pants_dist.errors import UserError
-from pants_dist.report import center_table, patients_of
+from pants_dist.report import center_table
 from pants_dist.results import read_rows, structures_of
-from pants_dist.stats import t_interval
-from pants_dist.tracking import append_row, read_summary
+from pants_dist.tracking import read_summary
 
-MOST_BYTES = 64 * 2**20  # of one metrics.jsonl; of a longer one the end is read
 MOST_POINTS = 1_000  # of one curve that are sent to the page
 MOST_PICTURES = 6
 MOST_KEPT = 8  # runs whose curves stay in memory
+OF_CENTERS = "val/center/"
 
 
 @dataclass
@@ -37,32 +39,42 @@ class Curves:
     notes: list[str] = field(default_factory=list)
 
     def groups(self) -> dict[str, list[str]]:
-        """Every metric that was logged, by what stands before its first slash."""
+        """Every metric that was logged, by what stands before its first slash; those of single centers apart."""
         found: dict[str, list[str]] = {}
         for name in sorted({key for row in self.rows for key in row if "/" in key}):
-            found.setdefault(name.partition("/")[0] + "/", []).append(name)
+            group = OF_CENTERS if name.startswith(OF_CENTERS) else name.partition("/")[0] + "/"
+            found.setdefault(group, []).append(name)
         return found
 
     def series(self, metric: str, x: str = "step") -> tuple[list[float], list[float]]:
         """x and y of one metric, thinned to MOST_POINTS; `x` is "step", "samples" or "time" (hours since the first line)."""
         found = [row for row in self.rows if isinstance(row.get(metric), int | float)]
-        begin = self.rows[0]["time"] if self.rows else 0.0
-        each = self.batch if x == "samples" else 1
-        places = [(row["time"] - begin) / 3600 if x == "time" else float(row["step"] * each) for row in found]
-        return thinned(places, [float(row[metric]) for row in found])
+        return thinned([self._place(row, x) for row in found], [float(row[metric]) for row in found])
+
+    def requeue_places(self, x: str = "step") -> list[float]:
+        """Where the first line of each later attempt stands on the x axis."""
+        steps = set(self.requeues)
+        return [self._place(row, x) for row in self.rows if row["step"] in steps]
+
+    def _place(self, row: dict[str, Any], x: str) -> float:
+        if x == "time":
+            return (row["time"] - self.rows[0]["time"]) / 3600
+        return float(row["step"] * (self.batch if x == "samples" else 1))
 
 
-KEPT: dict[tuple[str, int, int], Curves] = {}  # by folder, size and time of metrics.jsonl, the oldest first
+KEPT: dict[str, tuple[Lines, Curves | None]] = {}  # by folder, what was not looked at for the longest time first
+KEEPING = threading.Lock()
 
 
 @dataclass
 class Results:
-    """Rows of the cases that a run was scored on, one row a center, and what could not be read."""
+    """Rows of the cases that a run was scored on, one row a center, and what could not be read; `source` says by what."""
 
     cases: pd.DataFrame = field(default_factory=pd.DataFrame)
     centers: pd.DataFrame = field(default_factory=pd.DataFrame)
     structures: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    source: str = ""
 
 
 def run_names(runs: Path) -> list[str]:
@@ -98,43 +110,28 @@ def summary_of(run: Path) -> tuple[dict[str, Any], str]:
 
 
 def curves_of(run: Path) -> Curves:
-    """The curves of a run, read again only when metrics.jsonl has changed; to be looked at, not to be changed."""
-    try:
-        found = (run / "metrics.jsonl").stat()
-        stamp = (str(run), found.st_size, found.st_mtime_ns)
-    except OSError:
-        return _read_curves(run)
-    if stamp not in KEPT:
-        KEPT[stamp] = _read_curves(run)
+    """The curves of a run, as far as they are written; to be looked at, not to be changed."""
+    with KEEPING:
+        lines, curves = KEPT.pop(str(run), (Lines(run / "metrics.jsonl"), None))
+        try:
+            if lines.refresh() or curves is None:
+                curves = _curves_of(lines, batch_of(run))
+        except OSError as error:
+            return Curves(notes=[f"metrics.jsonl: {error.strerror}"])
+        KEPT[str(run)] = lines, curves
         while len(KEPT) > MOST_KEPT:
-            KEPT.pop(next(iter(KEPT)), None)
-    return KEPT.get(stamp) or _read_curves(run)
-
-
-def _read_curves(run: Path) -> Curves:
-    """The curves as a run without interruptions would have drawn them: steps that were done again count once, as the
-    later attempt saw them. Time is linear in the lines. A torn last line is left out."""
-    path, curves = run / "metrics.jsonl", Curves(batch=batch_of(run))
-    try:
-        with open(path, "rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - MOST_BYTES))
-            lines = file.read(MOST_BYTES).splitlines()
-    except OSError as error:
-        curves.notes.append(f"metrics.jsonl: {error.strerror}")
+            KEPT.pop(next(iter(KEPT)))
         return curves
-    if size > MOST_BYTES:
-        curves.notes.append(f"metrics.jsonl: only its last {MOST_BYTES >> 20} MB are shown")
-    damaged = 0
-    for place, line in enumerate(lines):
-        row = _parsed(line)
-        if row:
-            _append(curves, row)
-        elif 0 < place < len(lines) - 1:
-            damaged += 1
-    if damaged:
-        curves.notes.append(f"metrics.jsonl: {damaged} lines cannot be read")
-    return curves
+
+
+def _curves_of(lines: Lines, batch: int) -> Curves:
+    notes = []
+    if not lines.whole:
+        mb = lines.size / 2**20
+        notes.append(f"metrics.jsonl: of {mb:,.0f} MB {lines.kept / 2**20:,.0f} are shown, spread evenly")
+    if lines.damaged:
+        notes.append(f"metrics.jsonl: {lines.damaged} lines cannot be read")
+    return Curves(list(lines.rows), list(lines.requeues), batch, notes)
 
 
 def batch_of(run: Path) -> int:
@@ -143,21 +140,6 @@ def batch_of(run: Path) -> int:
         return int(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["train"]["batch"])
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         return 1
-
-
-def _parsed(line: bytes) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return {}
-    whole = isinstance(row, dict) and all(isinstance(row.get(key), int | float) for key in ("step", "attempt", "time"))
-    return row if whole else {}
-
-
-def _append(curves: Curves, row: dict[str, Any]) -> None:
-    """Add a line, and note where an attempt began."""
-    if append_row(curves.rows, row):
-        curves.requeues = [step for step in curves.requeues if step < row["step"]] + [row["step"]]
 
 
 def thinned(x: Sequence[float], y: Sequence[float], most: int = MOST_POINTS) -> tuple[list[float], list[float]]:
@@ -181,31 +163,31 @@ def smoothed(y: Sequence[float], weight: float) -> list[float]:
 
 
 def results_of(run: Path) -> Results:
-    """Rows of the evaluation, else of the last validation; empty where the run was not scored yet."""
+    """Rows of the evaluation, else of the last validation; empty where the run was not scored yet. To be looked at, not to
+    be changed: they are kept until a table is written anew."""
     tables = sorted(run.glob("evaluation/*/cases.parquet")) or sorted(run.glob("validation/*/cases.parquet"))[-1:]
-    results, parts = Results(), []
-    for path in tables:
+    try:
+        return _results_of(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in tables))
+    except OSError as error:
+        return Results(notes=[f"{error.filename}: {error.strerror}"])
+
+
+@lru_cache(maxsize=MOST_KEPT)
+def _results_of(tables: tuple[tuple[Path, int, int], ...]) -> Results:
+    results, parts = Results(source=" and ".join(path.parent.name for path, _, _ in tables)), []
+    for path, _, _ in tables:
         try:
             parts.append(read_rows(path))
         except UserError as error:
             results.notes.append(str(error))
     if parts:
-        results.cases = pd.concat(parts, ignore_index=True).drop_duplicates("case", keep="last")
-        results.structures = structures_of(results.cases)
-        columns = [f"dsc/{name}" for name in results.structures]
-        results.cases["dsc"] = results.cases[columns].mean(axis=1)
-        results.centers = center_table(results.cases, results.structures)
-        means = [
-            t_interval(part["dsc"], patients_of(part), bounds=(0, 1))
-            for part in (_of_center(results.cases, center) for center in results.centers.to_dict("records"))
-        ]
-        for name, values in (("dsc", "value"), ("dsc/low", "low"), ("dsc/high", "high")):
-            results.centers[name] = [getattr(mean, values) for mean in means]
+        cases = pd.concat(parts, ignore_index=True).drop_duplicates("case", keep="last")
+        results.structures = structures_of(cases)
+        mean = cases[[f"dsc/{name}" for name in results.structures]].mean(axis=1)
+        results.cases = pd.concat([cases, mean.rename(MEAN)], axis=1)
+        centers = center_table(results.cases, results.structures)
+        results.centers = with_more(results.cases, centers, results.structures)
     return results
-
-
-def _of_center(cases: pd.DataFrame, center: dict[str, Any]) -> pd.DataFrame:
-    return cases[(cases["center"] == center["center"]) & cases["seen"].isin([center["seen"]])]
 
 
 def pictures_of(run: Path, cases: pd.DataFrame) -> list[tuple[str, str, float]]:

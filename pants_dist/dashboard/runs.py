@@ -6,18 +6,24 @@ from typing import Any
 
 import dash_ag_grid as dag
 import dash_mantine_components as dmc
-from dash import Dash, Input, Output, State, html, no_update
+from dash import Dash, Input, Output, Patch, ctx, html, no_update
 
 from pants_dist.dashboard import folders
+from pants_dist.dashboard.grids import AS_WIDE_AS_THE_CARD, THEMED, number_column, text_column
 from pants_dist.disk import on_network
 from pants_dist.errors import UserError
 
 STALE_S, STALE_ON_NETWORK_S = 60.0, 180.0  # without a new heartbeat; a network disk shows files late
-COLUMNS = {  # field -> heading
-    "run": "run", "state": "state", "step": "step", "steps": "of", "rate": "samples/s", "left_h": "hours left",
-    "requeues": "requeues", "seen": "Dice, seen", "held_out": "Dice, held-out", "gap": "gap, points",
-    "worst": "worst center", "wait": "wait, %",
-}  # fmt: skip
+COLUMNS = [
+    text_column("run", 190) | {"pinned": "left"}, text_column("state", 156) | {"cellClassRules": {
+        "running": "params.value == 'running'", "silent": "params.value && params.value.includes('silent')",
+        "failed": "params.value && (params.value.includes('failed') || params.value.includes('summary'))"}},
+    number_column("step", 0), number_column("steps", 0, heading="of"), number_column("rate", 1, heading="samples/s"),
+    text_column("left", 92, right=True) | {"comparator": {"function": "nodeA.data.left_s - nodeB.data.left_s"}},
+    number_column("requeues", 0), number_column("seen", heading="Dice, seen"),
+    number_column("held_out", heading="Dice, held-out"), number_column("gap", 1, heading="gap, points"),
+    number_column("wait", 1, heading="wait, %"), text_column("worst", AS_WIDE_AS_THE_CARD, heading="worst center"),
+]  # fmt: skip
 
 
 class Heartbeats:
@@ -42,25 +48,40 @@ class Heartbeats:
         return (f"running, silent for {age:,.0f} s" if stale else state), stale
 
 
-def run_row(name: str, state: str, summary: dict[str, Any]) -> dict[str, Any]:
+def in_words(seconds: float) -> str:
+    """A time as people say it: 12 s, 4 min, 3 h 10 min, 2 d 4 h."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    hours, days = minutes // 60, minutes // 1440
+    if minutes < 60:
+        return f"{minutes} min"
+    return f"{hours} h {minutes % 60} min" if hours < 48 else f"{days} d {hours % 24} h"
+
+
+def seconds_left(folder: Path, summary: dict[str, Any]) -> float | None:
+    """How long a running run still takes at its last rate; None for others, and where that is not known."""
+    rate = summary.get("metrics", {}).get("train/samples_per_s")
+    if summary.get("state") != "running" or not rate:
+        return None
+    return (summary.get("steps", 0) - summary.get("step", 0)) * folders.batch_of(folder) / rate
+
+
+def run_row(name: str, state: str, summary: dict[str, Any], left_s: float | None) -> dict[str, Any]:
     """A line of the table, from a run's summary.json. Dice and gap are those of its last validation."""
     metrics = {key: value for key, value in summary.get("metrics", {}).items() if isinstance(value, int | float)}
-    step, steps, rate = summary.get("step", 0), summary.get("steps", 0), metrics.get("train/samples_per_s")
-    seen, held_out = metrics.get("val/dsc"), metrics.get("val_ood/dsc")
-    of_centers = [key for key in metrics if key.startswith("val/center/")]
-    centers = {key.removeprefix("val/center/").removesuffix("/dsc"): metrics[key] for key in of_centers}
+    seen, held_out, wait = (metrics.get(key) for key in ("val/dsc", "val_ood/dsc", "loader/wait_fraction"))
+    of_centers = [key for key in metrics if key.startswith(folders.OF_CENTERS)]
+    centers = {key.removeprefix(folders.OF_CENTERS).removesuffix("/dsc"): metrics[key] for key in of_centers}
     worst = min(centers, key=centers.__getitem__) if centers else None
     row = {
-        "run": name, "state": state, "step": step, "steps": steps, "rate": rate, "left_h": summary.get("left_h"),
+        "run": name, "state": state, "step": summary.get("step", 0), "steps": summary.get("steps", 0),
+        "rate": metrics.get("train/samples_per_s"), "left": None if left_s is None else in_words(left_s), "left_s": left_s,
         "requeues": int(summary.get("attempt", 1)) - 1, "seen": seen, "held_out": held_out,
         "gap": 100 * (seen - held_out) if seen is not None and held_out is not None else None,
-        "worst": f"{worst} {centers[worst]:.3f}" if worst else None, "wait": _percent(metrics.get("loader/wait_fraction")),
+        "worst": f"{worst} {centers[worst]:.3f}" if worst else None, "wait": None if wait is None else 100 * wait,
     }  # fmt: skip
     return {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}
-
-
-def _percent(share: float | None) -> float | None:
-    return None if share is None else 100 * share
 
 
 def run_rows(runs: Path, names: list[str], beats: Heartbeats) -> list[dict[str, Any]]:
@@ -71,50 +92,45 @@ def run_rows(runs: Path, names: list[str], beats: Heartbeats) -> list[dict[str, 
             folder = folders.run_folder(runs, name)
             summary, note = folders.summary_of(folder)
             state = note or beats.state_of(name, folder, summary)[0]
+            left_s = seconds_left(folder, summary)
         except (OSError, UserError) as error:
-            summary, state = {}, f"gone ({type(error).__name__})"
-        batch = folders.batch_of(folder) if summary.get("state") == "running" else 0
-        if batch and (rate := summary.get("metrics", {}).get("train/samples_per_s")):
-            summary["left_h"] = (summary.get("steps", 0) - summary.get("step", 0)) * batch / rate / 3600
-        rows.append(run_row(name, state, summary))
+            summary, state, left_s = {}, f"gone ({type(error).__name__})", None
+        rows.append(run_row(name, state, summary, left_s))
     return rows
 
 
-def layout() -> dmc.Card:
+def layout() -> html.Div:
     """The tab, empty."""
-    head = dmc.Group(justify="space-between", mb="xs", children=[
-        dmc.Text("Tick the runs to compare", fw=600, size="sm"),
-        dmc.TextInput(id="runs-filter", placeholder="filter", size="xs"),
-    ])  # fmt: skip
-    columns = [
-        {"field": key, "headerName": heading, "sortable": True, "filter": True, "minWidth": 220 if key == "run" else 90}
-        for key, heading in COLUMNS.items()
-    ]  # fmt: skip
-    columns[0] |= {"pinned": "left"}
+    filter_ = dmc.TextInput(id="runs-filter", placeholder="filter: name, state", size="xs", w=200)
+    head = html.Div([html.Div([html.B("Runs"), html.Div("tick those to compare; a heading sorts", className="soft")]), filter_],
+                    className="card-head")  # fmt: skip
     grid = dag.AgGrid(
-        id="runs-table", columnDefs=columns, rowData=[], columnSize="responsiveSizeToFit", getRowId="params.data.run",
-        dashGridOptions={"rowSelection": {"mode": "multiRow"}, "enableCellTextSelection": True}, style={"height": 640},
+        id="runs-table", columnDefs=COLUMNS, rowData=[], getRowId="params.data.run",
+        dashGridOptions=THEMED | {"rowSelection": {"mode": "multiRow"}}, style={"height": "calc(100vh - 190px)", "minHeight": 300},
     )  # fmt: skip
-    return dmc.Card([head, html.Div(grid, id="runs-theme")], withBorder=True)
+    return html.Div([head, grid], className="card")
 
 
 def wire(app: Dash, runs: Path, beats: Heartbeats) -> None:
-    """Fill the table while it is looked at, and tick what is ticked in it."""
+    """Fill the table while it is looked at; what is ticked in it is ticked on the left, and the other way round."""
 
-    @app.callback(Output("runs-table", "rowData"), Input("poll", "n_intervals"), Input("tab", "value"))
-    def listed(_: int | None, tab: str) -> Any:
-        return run_rows(runs, folders.run_names(runs), beats) if tab == "runs" else no_update
+    @app.callback(Output("runs-table", "rowData"), Input("poll", "n_intervals"), Input("tab", "value"), Input("names", "data"))
+    def listed(_: int | None, tab: str, names: list[str]) -> Any:
+        return run_rows(runs, names, beats) if tab == "runs" else no_update
 
     @app.callback(Output("runs-table", "dashGridOptions"), Input("runs-filter", "value"), prevent_initial_call=True)
-    def filtered(text: str) -> dict[str, Any]:
-        return {"quickFilterText": text}
+    def filtered(text: str) -> Patch:
+        options = Patch()
+        options["quickFilterText"] = text
+        return options
 
-    @app.callback(Output("runs", "value"), Input("runs-table", "selectedRows"), State("runs", "value"),
-                  prevent_initial_call=True)  # fmt: skip
-    def ticked(rows: list[dict[str, Any]] | None, before: list[str]) -> Any:
-        names = [row["run"] for row in rows or ()]
-        return names if names and set(names) != set(before) else no_update
-
-    @app.callback(Output("runs-theme", "data-ag-theme-mode"), Input("dark", "checked"))
-    def themed(dark: bool | None) -> str:
-        return "dark" if dark else "light"
+    @app.callback(Output("runs", "value"), Output("runs-table", "selectedRows"), Input("runs-table", "selectedRows"),
+                  Input("runs", "value"))  # fmt: skip
+    def ticked(rows: Any, before: list[str]) -> tuple[Any, Any]:
+        if ctx.triggered_id != "runs-table":
+            return no_update, {"ids": before}
+        names = [row["run"] for row in rows] if isinstance(rows, list) else before
+        if not names or set(names) == set(before):
+            return no_update, no_update
+        kept = [name for name in before if name in names]
+        return kept + [name for name in names if name not in kept], no_update

@@ -9,3 +9,8 @@ document.addEventListener("wheel", (event) => {
   const wanted = Number(thumb.getAttribute("aria-valuenow")) + (event.deltaY > 0 ? -1 : 1);
   window.dash_clientside.set_props(slider, { value: Math.min(most, Math.max(least, wanted)) });
 }, { passive: false });
+
+// In tables: whether a center was seen in training. React writes the value as text.
+window.dashAgGridComponentFunctions = window.dashAgGridComponentFunctions || {};
+window.dashAgGridComponentFunctions.Badge = ({ value }) =>
+  value ? window.React.createElement("span", { className: `badge ${value}` }, value) : null;
