@@ -63,7 +63,8 @@ def launch(settings: Settings, name: str) -> int:
     if resume_point(run, ready.plan, asdict(settings.model))[1] >= settings.train.steps:
         return 0
     ranks = settings.train.ranks
-    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, allocated_cores() // ranks)), "PYTHONUNBUFFERED": "1"}
+    threads = {"OMP_NUM_THREADS": str(max(1, allocated_cores() // ranks))}  # where whoever calls has not said otherwise
+    environment = threads | os.environ | {"PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "pants_dist.agent", str(run), f"--ranks={ranks}"]
     command.append(f"--min-nodes={settings.train.min_nodes or node.count}")
     if ATTEMPT in os.environ:  # a batch script started us: its log tells the ranks' lines apart
