@@ -45,6 +45,7 @@ def stop_one_of_four(store: Path, runs: Path, seed: int) -> None:
     rng = random.Random(seed)
     wanted, run = settings(store, runs, 4), runs / "run"
     process = launched(wanted, "run")
+    time.sleep(rng.uniform(0, 0.3))
     os.kill(rank_process(process.pid, rng.randrange(4)), rng.choice([signal.SIGUSR1, signal.SIGTERM]))
     assert process.wait(60) == launch.REQUEUE, (runs / "log").read_text()
     first = read_summary(run)
@@ -63,9 +64,9 @@ def test_one_of_four_ranks_is_asked_to_stop(store: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("seed", range(1, 11))
-def test_one_of_four_ranks_is_asked_to_stop_ten_times(store: Path, tmp_path: Path, seed: int) -> None:
-    """Twenty stops."""
+@pytest.mark.parametrize("seed", range(1, 21))
+def test_one_of_four_ranks_is_asked_to_stop_twenty_times(store: Path, tmp_path: Path, seed: int) -> None:
+    """Twenty signals and as many stop-requests, at random moments."""
     stop_one_of_four(store, tmp_path, seed)
 
 
