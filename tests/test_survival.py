@@ -156,6 +156,15 @@ def test_nodes_that_cannot_share_a_batch_are_refused(nodes: int, changes: dict, 
         launch.check_shares(train, nodes)
 
 
+def test_ranks_share_the_cores_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OMP_NUM_THREADS of whoever starts a run holds; else each rank gets its share of the cores, at least one."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert launch.environment_of(2)["OMP_NUM_THREADS"] == "7"
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    cores = launch.allocated_cores()
+    assert [launch.environment_of(ranks)["OMP_NUM_THREADS"] for ranks in (1, cores, 99 * cores)] == [str(cores), "1", "1"]
+
+
 def test_ranks_can_be_forked_after_the_imports() -> None:
     """Nothing that a node imports before it forks its ranks wakes CUDA: a process forked after that could not use it."""
     said = "import torch; calls = []; torch.cuda._lazy_init = lambda: calls.append(1); import pants_dist.train; print(calls)"
