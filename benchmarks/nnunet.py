@@ -1,7 +1,8 @@
-"""nnU-Net v2's own preprocessing of one case, without resampling: read, crop, normalise, sample locations, write b2nd.
+"""What nnU-Net v2 does itself: preprocessing of one case, and a training step.
 
-It takes one label map a case, which is made beforehand: merging the masks is not counted. Its plans are cut down to what
-`run_case_save` looks at; what would resample returns its input.
+Preprocessing is without resampling: read, crop, normalise, sample locations, write b2nd. It takes one label map a case,
+which is made beforehand: merging the masks is not counted. Plans and trainer are cut down to what the functions look at;
+what would resample returns its input.
 """
 
 import importlib.util
@@ -10,9 +11,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import torch
 
 from conversion import nifti
 from conversion.source import Source
+from pants_dist.strides import Level
 
 INTENSITIES = {"mean": 80.0, "std": 60.0, "percentile_00_5": -100.0, "percentile_99_5": 250.0}
 PATCH_ZYX = (128, 128, 128)
@@ -65,3 +68,38 @@ def preprocessing(labels: dict[str, Path]) -> Callable[[Sequence[Source], Path],
             preprocessor.run_case_save(out, [str(source.image)], str(labels[source.case]), plans, configuration, {})
 
     return run
+
+
+def training_step(
+    levels: Sequence[Level], channels: Sequence[int], classes: int, shape: tuple[int, ...], compiled: bool
+) -> Callable[[], object]:
+    """nnUNetTrainer.train_step on one batch of noise of `shape` (B, 1, z, y, x): its plain network, loss and optimizer.
+
+    On a GPU, where there is one, in fp16 with its gradient scaler. Labels exclude one another.
+    """
+    from dynamic_network_architectures.architectures.unet import PlainConvUNet
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    strides = [level.stride_zyx for level in levels]
+    network = PlainConvUNet(
+        1, len(levels), channels, torch.nn.Conv3d, [level.kernel_zyx for level in levels], strides, 2, classes, 2,
+        conv_bias=True, norm_op=torch.nn.InstanceNorm3d, norm_op_kwargs={"eps": 1e-5, "affine": True},
+        nonlin=torch.nn.LeakyReLU, nonlin_kwargs={"inplace": True}, deep_supervision=True,
+    ).to(device)  # fmt: skip
+    network.apply(network.initialize)
+    trainer = SimpleNamespace(
+        device=device, network=torch.compile(network) if compiled else network, initial_lr=1e-2, weight_decay=3e-5,
+        num_epochs=1000, is_ddp=False, enable_deep_supervision=True, _do_i_compile=lambda: compiled,
+        grad_scaler=torch.amp.GradScaler("cuda") if device.type == "cuda" else None,
+        label_manager=SimpleNamespace(has_regions=False, ignore_label=None),
+        configuration_manager=SimpleNamespace(batch_dice=False, pool_op_kernel_sizes=strides),
+    )  # fmt: skip
+    trainer._get_deep_supervision_scales = lambda: nnUNetTrainer._get_deep_supervision_scales(trainer)
+    trainer.optimizer, _ = nnUNetTrainer.configure_optimizers(trainer)
+    trainer.loss = nnUNetTrainer._build_loss(trainer)
+    data = torch.randn(shape, device=device)
+    with torch.no_grad():
+        heads = network(data)
+    target = [torch.randint(classes, (shape[0], 1, *head.shape[2:]), device=device).float() for head in heads]
+    return lambda: nnUNetTrainer.train_step(trainer, {"data": data, "target": target})

@@ -65,7 +65,7 @@ def launch(settings: Settings, name: str) -> int:
     if resume_point(run, ready.plan, asdict(settings.model))[1] >= settings.train.steps:
         return 0
     ranks = settings.train.ranks
-    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, allocated_cores() // ranks)), "PYTHONUNBUFFERED": "1"}
+    environment = environment_of(ranks)
     command = [sys.executable, "-m", "pants_dist.agent", str(run), f"--ranks={ranks}"]
     command.append(f"--min-nodes={settings.train.min_nodes or node.count}")
     if ATTEMPT in os.environ:  # a batch script started us: its log tells the ranks' lines apart
@@ -204,6 +204,11 @@ def _found_from_anywhere(data: Data, store: Store) -> Data:
     """The same with absolute paths: ranks and later evaluations may stand in other folders."""
     split_file = data.split_file and str(Path(data.split_file).resolve())
     return replace(data, store=str(store.path.resolve()), split_file=split_file)
+
+
+def environment_of(ranks: int) -> dict[str, str]:
+    """Of the ranks: they share the cores at hand, unless whoever calls has set OMP_NUM_THREADS."""
+    return {"OMP_NUM_THREADS": str(max(1, allocated_cores() // ranks))} | os.environ | {"PYTHONUNBUFFERED": "1"}
 
 
 def prepare_run(settings: Settings, name: str, about: str) -> Path:

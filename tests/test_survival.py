@@ -45,6 +45,7 @@ def stop_one_of_four(store: Path, runs: Path, seed: int) -> None:
     rng = random.Random(seed)
     wanted, run = settings(store, runs, 4), runs / "run"
     process = launched(wanted, "run")
+    time.sleep(rng.uniform(0, 0.3))
     os.kill(rank_process(process.pid, rng.randrange(4)), rng.choice([signal.SIGUSR1, signal.SIGTERM]))
     assert process.wait(60) == launch.REQUEUE, (runs / "log").read_text()
     first = read_summary(run)
@@ -63,9 +64,9 @@ def test_one_of_four_ranks_is_asked_to_stop(store: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("seed", range(1, 11))
-def test_one_of_four_ranks_is_asked_to_stop_ten_times(store: Path, tmp_path: Path, seed: int) -> None:
-    """Twenty stops."""
+@pytest.mark.parametrize("seed", range(1, 21))
+def test_one_of_four_ranks_is_asked_to_stop_twenty_times(store: Path, tmp_path: Path, seed: int) -> None:
+    """Twenty signals and as many stop-requests, at random moments."""
     stop_one_of_four(store, tmp_path, seed)
 
 
@@ -155,6 +156,15 @@ def test_nodes_that_cannot_share_a_batch_are_refused(nodes: int, changes: dict, 
     train = replace(Train(), **({"batch": 2, "ranks": 1} | changes))
     with pytest.raises(UserError, match=says) if says else contextlib.nullcontext():
         launch.check_shares(train, nodes)
+
+
+def test_ranks_share_the_cores_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OMP_NUM_THREADS of whoever starts a run holds; else each rank gets its share of the cores, at least one."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert launch.environment_of(2)["OMP_NUM_THREADS"] == "7"
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    cores = launch.allocated_cores()
+    assert [launch.environment_of(ranks)["OMP_NUM_THREADS"] for ranks in (1, cores, 99 * cores)] == [str(cores), "1", "1"]
 
 
 def test_ranks_can_be_forked_after_the_imports() -> None:
