@@ -70,6 +70,7 @@ def test_a_rank_is_asked_to_stop_before_its_first_step(store: Path, tmp_path: Pa
         assert process.poll() is None, (tmp_path / "log").read_text()
         below = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
         victim = next((pid for pid in below if comm(pid) == "pants rank 1"), None)
+        time.sleep(0.05)
     while not catches(victim, signal.SIGUSR1):
         time.sleep(0.001)
     assert not read_metrics(tmp_path / "run")
