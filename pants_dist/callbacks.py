@@ -14,7 +14,6 @@ from pants_dist.evaluate import ood_metrics, score_cases, validation_cases, writ
 from pants_dist.gauges import Gauges, Measured, in_a_line, keep_ranks, node_name
 from pants_dist.heartbeat import doing
 from pants_dist.loader import Loader
-from pants_dist.model import Segmenter
 from pants_dist.ranks import agreed, gathered, shared
 from pants_dist.splits import Splits
 from pants_dist.store import Store
@@ -23,6 +22,13 @@ from pants_dist.worst import keep_picture, keep_worst
 
 RANKS_S = 10.0  # between two versions of ranks.json
 STOP_REQUEST = "stop-request"  # a file in the run folder: all ranks save the same step and end
+_asked: list[int] = []  # signals that asked this rank for it
+
+
+def listen_to_signals() -> None:
+    """SIGTERM, SIGUSR1 and SIGINT no longer end this process: all ranks save and end after the step that they are at."""
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, lambda number, frame: _asked.append(number))
 
 
 class Logging(L.Callback):
@@ -117,18 +123,11 @@ class Saving(L.Callback):
 
     def __init__(self, run: Path, plan_parts: dict[str, str], last_is_whole: bool) -> None:
         self.run, self.plan_parts, self.last_is_whole = run, plan_parts, last_is_whole
-        self.saved_at, self.saved_step, self.asked = time.monotonic(), -1, False
-
-    def on_train_start(self, trainer: L.Trainer, module: Segmenter) -> None:  # type: ignore[override]
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):  # after Lightning has set its own
-            signal.signal(number, self._ask)
-
-    def _ask(self, number: int, frame: Any) -> None:
-        self.asked = True
+        self.saved_at, self.saved_step = time.monotonic(), -1
 
     def on_train_batch_end(self, trainer: L.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         due = time.monotonic() - self.saved_at >= 60 * module.settings.train.checkpoint_minutes
-        asked = self.asked or (trainer.is_global_zero and (self.run / STOP_REQUEST).exists())
+        asked = bool(_asked) or (trainer.is_global_zero and (self.run / STOP_REQUEST).exists())
         due_anywhere, asked_anywhere = agreed(due, asked)  # in one go: all ranks wait for it
         if due_anywhere:
             self._save(trainer)

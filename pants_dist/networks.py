@@ -204,7 +204,7 @@ def _up(level: Level, channels_below: int, channels: int, stride: Zyx, residual:
     """From the level below to this one, beside what the encoder had at it."""
     up = UnetUpBlock(3, channels_below, channels, level.kernel_zyx, 1, stride, INSTANCE_NORM)
     if residual:
-        up.conv_block = _convolution(2 * channels, channels, level.kernel_zyx)
+        up.add_module("conv_block", _convolution(2 * channels, channels, level.kernel_zyx))
     return up
 
 

@@ -21,7 +21,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import distributed
 
 from pants_dist import cluster, config
-from pants_dist.callbacks import Logging, Saving, Validation
+from pants_dist.callbacks import Logging, Saving, Validation, listen_to_signals
 from pants_dist.checkpoints import LAST, PlainCheckpoints, resume_point
 from pants_dist.config import Data, Settings
 from pants_dist.errors import UserError
@@ -59,6 +59,7 @@ def train(settings: Settings, run: Path) -> None:
         if rank == 0:
             print(f"pants-dist: begins with {settings.train.init_from}: {taken}", flush=True)
     loader = loader_of(store, plan, settings, rank, ranks, start)
+    listen_to_signals()  # Ray has set its own handlers
     tracker = Tracker(run, settings.train.steps, machine_of(ranks), writes=rank == 0)
 
     between_steps = [
@@ -93,8 +94,10 @@ def trainer_of(steps: int, ranks: int, callbacks: list[L.Callback]) -> L.Trainer
         plugins=[PlainCheckpoints()], logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0, limit_val_batches=0,
     )  # fmt: skip
-    # Lightning has all ranks wait for rank 0 before each step, to hear of a SIGTERM; callbacks.Saving hears it on any rank
+    # Lightning has all ranks wait for rank 0 before each step, to hear of a SIGTERM, and one that gets it itself broadcast it
+    # at once, whatever the others do; callbacks.Saving hears it on any rank
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     return trainer
 
 
@@ -154,6 +157,7 @@ def main(run: Path) -> None:
     """A rank, in the process that the agent started for it. Exits with 2 where settings and store do not fit together,
     else with 1 where it fails: the first rank that does so of its own says why, in RUN/failure and in words.
     """
+    listen_to_signals()
     cluster.die_with_parent()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)

@@ -89,7 +89,7 @@ def test_logits_come_back_to_the_grid_of_the_scan(store: Store, spacing: str) ->
     logits = torch.cat(list(logits_of([module], ramp, (2.0, 1.0, 1.5))), 1)
     assert logits.shape == (3, 20, 30, 40)
     inner = (slice(3, -3),) * 3
-    assert np.abs(logits[1].numpy() - ramp)[inner].max() < 0.5
+    assert np.abs(logits[1].numpy() - ramp)[inner].max() < 0.51  # means of blocks are whole HU, as in training
 
 
 def test_every_network_learns_at_all_its_resolutions(store: Store) -> None:

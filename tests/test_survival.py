@@ -63,6 +63,30 @@ def test_one_of_four_ranks_is_asked_to_stop(store: Path, tmp_path: Path) -> None
     stop_one_of_four(store, tmp_path, seed=0)
 
 
+def test_a_rank_is_asked_to_stop_before_its_first_step(store: Path, tmp_path: Path) -> None:
+    """SIGTERM and SIGUSR1 to one of two ranks that have only begun to start: they end after a step, saved, with 75."""
+    process = started(settings(store, tmp_path, 2), "run")
+    victim = None
+    while victim is None:
+        assert process.poll() is None, (tmp_path / "log").read_text()
+        below = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
+        victim = next((pid for pid in below if comm(pid) == "pants rank 1"), None)
+        time.sleep(0.05)
+    while not catches(victim, signal.SIGUSR1):
+        time.sleep(0.001)
+    assert not read_metrics(tmp_path / "run")
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        os.kill(victim, number)
+    assert process.wait(120) == launch.REQUEUE, (tmp_path / "log").read_text()
+    assert read_summary(tmp_path / "run")["step"] == saved_step(tmp_path / "run") == 1
+
+
+def catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler for this signal."""
+    (mask,) = [line.split()[1] for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt")]
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(1, 21))
 def test_one_of_four_ranks_is_asked_to_stop_twenty_times(store: Path, tmp_path: Path, seed: int) -> None:

@@ -324,33 +324,6 @@ def test_a_checkpoint_of_another_plan_is_refused(store: Path, tmp_path: Path, un
         resume_step(path, kept, plan, model | {"channels": (4, 8)})
 
 
-def test_a_center_that_does_not_exist_is_refused(store: Path, tmp_path: Path) -> None:
-    """A held-out center that the store does not have is named before anything starts, with those that it has."""
-    with pytest.raises(UserError, match="no center 'Nowhere'.*Center A, Center B, Center C"):
-        launch.launch(settings(store, tmp_path, 1, "--data.held_out_centers", '["Nowhere"]'), "x")
-
-
-def test_holding_out_every_center_leaves_nothing(store: Path, tmp_path: Path) -> None:
-    """No cases left after a split is one line."""
-    with pytest.raises(UserError, match="no cases to train on"):
-        launch.launch(
-            settings(store, tmp_path, 1, "--data.held_out_centers", '["Center A", "Center B", "Center C"]'), "x"
-        )
-
-
-def test_validation_without_cases_is_refused(store: Path, tmp_path: Path) -> None:
-    """Validating during training needs a case that was kept for it: said before anything starts."""
-    with pytest.raises(UserError, match="no case is kept for validation"):
-        launch.launch(settings(store, tmp_path, 1, "--validation.every", "1", "--data.val_fraction", "0"), "x")
-
-
-def test_a_best_that_nothing_decides_is_refused(store: Path, tmp_path: Path) -> None:
-    """A structure that no scored case of a seen center has would leave the run without a best checkpoint."""
-    wanted = "--validation.every", "1", "--validation.best", "dsc/spleen", "--model.structures", "[liver, spleen]"
-    with pytest.raises(UserError, match=r"best is dsc/spleen, but none of the 3 cases of seen centers .*, or use dsc"):
-        launch.launch(settings(store, tmp_path, 1, *wanted), "x")
-
-
 def test_metrics_are_read_without_gap_or_double(tmp_path: Path) -> None:
     """Steps that a resumed attempt did again count once, and a line that a kill tore is passed over."""
     lines = [{"step": step, "attempt": 1, "train/loss": 1.0} for step in (1, 2, 3)]
