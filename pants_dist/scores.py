@@ -159,7 +159,8 @@ def _flags(table: pd.DataFrame, column: str, path: Path) -> pd.Series:
             f"results {path}: {column} is {cells.iloc[wrong[0]]!r} in case {table['case'].iloc[wrong[0]]}; "
             "give 1 or 0, blank where it is not known"
         )
-    return cells.map(_truth).astype(object)
+    flags = cells.map(_truth).astype(object)
+    return flags.astype(bool) if flags.notna().all() else flags
 
 
 def numbers(cells: pd.Series) -> pd.Series:
