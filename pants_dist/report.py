@@ -185,7 +185,8 @@ def write_report(
     page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)
     text = page.render(
         facts=facts, cards=_cards(rows, names), verdict=verdict(centers), version=__version__, by=by,
-        confounded=CONFOUNDED, memorised=set(rows["split"]) == {"train"}, headings=[SHORT.get(name, name).replace("_", " ") for name in names],
+        confounded=CONFOUNDED, memorised=set(rows["split"]) == {"train"},
+        headings=[SHORT.get(name, name).replace("_", " ") for name in names],
         centers=[_cells(row, names) for row in centers.to_dict("records")],
         cases=[_case_cells(row, names) for row in rows.sort_values("case").to_dict("records")],
         figures=[_inlined_figure(picture) for picture in figures.of_centers(rows, centers, names, by, primary)],
