@@ -195,7 +195,7 @@ def funnel_plot(rows: pd.DataFrame, centers: pd.DataFrame, column: str) -> Figur
         axes.plot(center["n"], center[column], "o", color=color_of(center["seen"]), markersize=5, **_hollow(center["n"]))
     _cases_axis(axes, most)
     axes.set_ylabel(spoken(column))
-    _name(axes, table[far > 3.09].assign(far=far).nlargest(MOST_NAMED, "far"), table, column)
+    _name(axes, table.assign(far=far)[far > 3.09].nlargest(MOST_NAMED, "far"), table, column)
     _legend(axes, centers)
     return figure
 

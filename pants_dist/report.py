@@ -124,7 +124,7 @@ def print_table(centers: pd.DataFrame, structures: Sequence[str], console: "Cons
         scores = [_with_interval(row, f"dsc/{name}").replace(" ", "\n") for name in names]
         table.add_row(row["center"], _kind(row["seen"]), str(row["n"]), *scores, *_shares(row))
     table.add_section()
-    for seen, part in centers.groupby("seen", sort=False, dropna=False):
+    for seen, part in figures.hospitals(centers).groupby("seen", sort=False, dropna=False):
         means = [_number(part[f"dsc/{name}"].mean()) for name in names]
         table.add_row(f"mean of {len(part)}", _kind(seen), str(part["n"].sum()), *means, "", "")
     console.print(table)
@@ -138,7 +138,7 @@ def print_table(centers: pd.DataFrame, structures: Sequence[str], console: "Cons
 
 def fitting(structures: Sequence[str], columns: int) -> list[str]:
     """As many of `shown_structures` as a terminal of so many columns has room for beside names, counts and shares."""
-    return shown_structures(structures)[: max((columns - 47) // 11, 1)]
+    return shown_structures(structures)[: max((columns - 52) // 11, 1)]
 
 
 def _kind(seen: Any) -> str:
@@ -185,7 +185,8 @@ def write_report(
     page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(template)
     text = page.render(
         facts=facts, cards=_cards(rows, names), verdict=verdict(centers), version=__version__, by=by,
-        confounded=CONFOUNDED, memorised=set(rows["split"]) == {"train"}, headings=[SHORT.get(name, name) for name in names],
+        confounded=CONFOUNDED, memorised=set(rows["split"]) == {"train"},
+        headings=[SHORT.get(name, name).replace("_", " ") for name in names],
         centers=[_cells(row, names) for row in centers.to_dict("records")],
         cases=[_case_cells(row, names) for row in rows.sort_values("case").to_dict("records")],
         figures=[_inlined_figure(picture) for picture in figures.of_centers(rows, centers, names, by, primary)],

@@ -39,7 +39,7 @@ def read_cells(path: Path, what: str) -> pd.DataFrame:
         if path.suffix.lower() in (".xlsx", ".xlsm"):
             table = pd.read_excel(path, dtype=str, keep_default_na=False)
         elif path.suffix.lower() in (".parquet", ".pq"):
-            return pd.read_parquet(path)
+            table = pd.read_parquet(path)
         else:
             _once_each(path, what)
             table = pd.read_csv(path, dtype=str, keep_default_na=False, sep=separator(path), encoding="utf-8-sig")
@@ -56,7 +56,7 @@ def read_cells(path: Path, what: str) -> pd.DataFrame:
         raise UserError(f"{what} {path}: cannot be read ({type(error).__name__}); give CSV, xlsx or parquet") from error
     if table.empty:
         raise UserError(f"{what} {path}: no rows in it; give a table with a row a case")
-    return table.rename(columns=tidy).map(tidy)
+    return table if path.suffix.lower() in (".parquet", ".pq") else table.rename(columns=tidy).map(tidy)
 
 
 def separator(path: Path) -> str:
@@ -142,10 +142,10 @@ def _values(table: pd.DataFrame, column: str, path: Path, what: str, limits: tup
     cells, values = table[column], numbers(table[column])
     wrong = np.flatnonzero(~(cells.isna() | cells.isin(BLANK) | values.between(*limits)))
     if wrong.size:
-        says = "from 0 to 1, " if limits == (0, 1) else ""
+        says = " from 0 to 1" if limits == (0, 1) else ""
         raise UserError(
             f"results {path}: {column} is {str(cells.iloc[wrong[0]])!r} in case {table['case'].iloc[wrong[0]]}; "
-            f"{what} are numbers {says}blank where there is none"
+            f"{what} are numbers{says}, blank where there is none"
         )
     return values
 
@@ -159,7 +159,8 @@ def _flags(table: pd.DataFrame, column: str, path: Path) -> pd.Series:
             f"results {path}: {column} is {cells.iloc[wrong[0]]!r} in case {table['case'].iloc[wrong[0]]}; "
             "give 1 or 0, blank where it is not known"
         )
-    return cells.map(_truth).astype(object)
+    flags = cells.map(_truth).astype(object)
+    return flags.astype(bool) if flags.notna().all() else flags
 
 
 def numbers(cells: pd.Series) -> pd.Series:
