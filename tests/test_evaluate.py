@@ -179,7 +179,10 @@ def test_a_killed_evaluation_leaves_no_process_and_goes_on(run: Path, tmp_path: 
 
 def alive(process: psutil.Process) -> bool:
     """Whether it still works: a zombie, which nobody has asked after, does not."""
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def rows_of(run: Path) -> list[dict]:
