@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -45,9 +46,9 @@ class Predictions:
 
     def state(self, case: str) -> str:
         """Digest of the names, sizes and times of the case's files, and of what numbers mean: others are scored anew."""
-        facts = [(name, path.stat().st_size, path.stat().st_mtime_ns) for name, path in self.files(case).items()]
-        if self.numbers:
-            facts += sorted((name, *numbers) for name, numbers in self.numbers.items())
+        files = self.files(case).items()
+        facts: list[tuple[Any, ...]] = [(name, path.stat().st_size, path.stat().st_mtime_ns) for name, path in files]
+        facts += sorted(self.numbers.items())
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
     def masks(self, store: Store, case: str) -> Masks:
