@@ -6,7 +6,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +15,12 @@ from slurm_cluster import SLOWER, Cluster, until
 from small import make_store, started
 from sources import files_of, write_pants
 
-from pants_dist import config, launch
+from pants_dist import config, jobs, launch
 from pants_dist.jobs import submitted
+from pants_dist.pipeline import train_stage
+from pants_dist.queue import State
+from pants_dist.site import Site
+from pants_dist.submit import Resources
 from pants_dist.tracking import read_metrics, read_summary
 
 pytestmark = pytest.mark.timeout(600 * SLOWER)
@@ -299,6 +303,53 @@ def test_a_sweep_is_one_array(slurm: Cluster, home: Path, store: Path) -> None:
     ]  # fmt: skip
     assert config.load(home / "runs/s/optim.lr=3e-4/config.yaml", []).optim.lr == 3e-4
     assert submitted(home / "runs/s/optim.lr=3e-4")[0].log.is_file()
+
+
+STUB = """#!/bin/bash
+asked() { grep -qsx "$PANTS_DIST_ATTEMPT" runs/s/*/stop-request; }
+while [ -e hold ] && ! asked; do sleep 0.1; done
+! asked || exit 75
+"""
+
+
+def test_scripts_stand_alone(slurm: Cluster, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script that somebody else gives to sbatch is known to `status` and `cancel`, once in the list however often it begins.
+
+    `cancel` of a sweep is that of its runs. Where there is no scontrol the log says how the job goes on.
+    """
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("SLURM_CONF", slurm.environment["SLURM_CONF"])
+    program = home / "env" / "bin" / "python"
+    program.parent.mkdir(parents=True)
+    program.write_text(STUB)
+    program.chmod(0o755)
+    (home / "hold").touch()
+    site, asked = Site(environment_path=str(home / "env")), Resources(mem="100M", cpus_per_task=1)
+    runs = [Path("runs/s/a"), Path("runs/s/$(touch hit) 'b")]
+
+    def given_to_sbatch(site: Site) -> str:
+        stage = train_stage(runs, Path("runs/s"), 2, asked, home, ["a: 1\n", "a: 2\n"])
+        Path("script").write_text(jobs.text([stage], site, None))
+        job = slurm.call("sbatch", "--parsable", "script", cwd=home).stdout.strip()
+        until(lambda: submitted(runs[0]) and submitted(runs[0])[-1].job == f"{job}_0", 20)
+        return job
+
+    job = given_to_sbatch(site)
+    slurm.call("scancel", "--batch", "--signal=USR1", f"{job}_0")
+    until(lambda: slurm.job(f"{job}_0", "Restarts") == "1", 20)
+    until(lambda: jobs.in_queue(Path("runs/s")).get(f"{job}_0") == State("RUNNING", "None"), 30)
+    assert [each.job for each in submitted(runs[0])].count(f"{job}_0") == 1 and submitted(runs[0])[-1].log.is_file()
+    assert [path.read_text() for path in Path("runs/s/a").glob("config.yaml")] == ["a: 1\n"]
+    assert Path("runs/s/submit.sbatch").read_text() == Path("script").read_text()
+    assert f"{job}_0" in jobs.withdraw(Path("runs/s"), now=False)
+    until(lambda: not jobs.in_queue(Path("runs/s")), 30)
+    slurm.call("scancel", "--user=root")
+
+    job = given_to_sbatch(replace(site, setup=("command() { return 1; }",)))  # as where scontrol is missing
+    slurm.call("scancel", "--batch", "--signal=USR1", f"{job}_0")
+    assert slurm.ended(f"{job}_0") == "FAILED"
+    assert "no scontrol here to requeue by, so: sbatch runs/s/submit.sbatch" in submitted(runs[0])[-1].log.read_text()
+    assert not list(home.rglob("hit"))
 
 
 @pytest.mark.long
