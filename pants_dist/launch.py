@@ -147,9 +147,12 @@ def placed(ready: Prepared, node: Node, run: Path) -> Iterator[tuple[list[str], 
             yield [], environment
 
 
-def check_cases(store: Store, most: int) -> None:
-    """Raises UserError where one of so many cases, drawn with a fixed seed, is missing, has another size, or cannot be read."""
-    cases = list(store.cases)
+def check_cases(store: Store, most: int, data: Data) -> None:
+    """Raises UserError where one of so many cases, drawn with a fixed seed, is missing, has another size, or cannot be read.
+
+    With data.on_damage "skip" such cases are to be passed over, here as well.
+    """
+    cases = list(store.cases) if data.on_damage == "raise" else []
     for case in random.Random(0).sample(cases, min(most, len(cases))):
         try:
             store.read_patch(case, (0, 0, 0), (8, 8, 8))
@@ -169,7 +172,7 @@ def _lacking(ready: Prepared) -> str:
     if 0 < gpus < ranks:
         return f"train.ranks is {ranks}, but this node gives us {gpus} GPUs; ask for {ranks}, or use {gpus} ranks"
     try:
-        check_cases(ready.store, CASES_READ)
+        check_cases(ready.store, CASES_READ, settings.data)
         if size := ray_size(settings):
             cluster.check_memory(*size)
     except UserError as error:

@@ -192,7 +192,7 @@ def _prepared(settings: Any, run: Path, given: Given) -> str:
 
     there = rank_bytes(_for_training(given), settings, given.site)
     ready = prepared(settings, given.nodes, lambda settings: memory.check(settings, there))
-    check_cases(ready.store, SAMPLED)
+    check_cases(ready.store, SAMPLED, settings.data)
     check_same(ready.settings, run)
     if not given.dry_run:
         prepare_run(ready.settings, run.name, ready.about)

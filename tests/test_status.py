@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from small import make_store
 
-from pants_dist import jobs, launch, preflight, queue, status
+from pants_dist import config, jobs, launch, preflight, queue, status
 from pants_dist.errors import UserError
 from pants_dist.jobs import Submitted
 from pants_dist.queue import State
@@ -93,11 +93,11 @@ def test_the_table_leaves_out_what_is_empty() -> None:
 def test_a_case_that_is_missing_is_found_before_anything_is_queued(tmp_path: Path) -> None:
     """It is named, with the command that looks closer."""
     store = make_store(tmp_path / "store", cases=4)
-    launch.check_cases(open_store(store), preflight.SAMPLED)
+    launch.check_cases(open_store(store), preflight.SAMPLED, config.Data(store=""))
     path = store / "cases" / "PanTS_00000002.ozx"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match="PanTS_00000002.*run pants-dist verify"):
-        launch.check_cases(open_store(store), preflight.SAMPLED)
+        launch.check_cases(open_store(store), preflight.SAMPLED, config.Data(store=""))
 
 
 def test_a_node_reads_what_it_is_to_train_on(tmp_path: Path) -> None:
@@ -108,7 +108,8 @@ def test_a_node_reads_what_it_is_to_train_on(tmp_path: Path) -> None:
     whole[int(open_store(store).frame("image_offset").loc["PanTS_00000003", "image_offset"]) + 20] ^= 1
     path.write_bytes(whole)
     with pytest.raises(UserError, match="PanTS_00000003.*run pants-dist verify"):
-        launch.check_cases(open_store(store), launch.CASES_READ)
+        launch.check_cases(open_store(store), launch.CASES_READ, config.Data(store=""))
+    launch.check_cases(open_store(store), launch.CASES_READ, config.Data(store="", on_damage="skip"))
 
 
 def test_a_log_is_followed_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
