@@ -4,6 +4,7 @@ A line says the same number of things of 2 ranks and of 256: medians, extremes, 
 each rank measured last. diagnosis.py reads the lines.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -82,10 +83,10 @@ class Gauges:
 
     def _look(self) -> None:
         """In a thread: a Ray that does not answer must not hold up a step."""
-        while not self._ended.wait(0 if math.isnan(self._store.bytes) else LOOK_S):
-            try:
+        while True:
+            with contextlib.suppress(Exception):  # Ray's own, of many kinds: it is not up yet, or is going
                 self._store = cluster.object_store()
-            except Exception:  # Ray's own, of many kinds: it is going, or does not say
+            if self._ended.wait(LOOK_S):
                 return
 
 

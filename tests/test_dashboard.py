@@ -1,12 +1,13 @@
-"""The dashboard: run folders read, the door guarded, and the real page driven in a real headless Chromium."""
+"""The dashboard without a browser: run folders read, the door guarded, slices drawn, one file exported."""
 
 import io
 import json
-import os
 import re
 import shutil
+import socket
 import threading
 import time
+import tracemalloc
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -16,37 +17,18 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 from small import make_store
+from watched import EVIL, TOKEN, keep_predictions, write_run
 
-from pants_dist.dashboard import folders, lines
+from pants_dist.dashboard import folders, lines, plots, server, slices
 from pants_dist.dashboard.export import export
 from pants_dist.dashboard.runs import Heartbeats, run_rows
 from pants_dist.dashboard.server import listen, make_app
-from pants_dist.dashboard.slices import PLANES, WINDOWS_HU, slice_png
+from pants_dist.dashboard.slices import PLANES, WINDOWS_HU, focus_of, kept_of, slice_png
 from pants_dist.disk import on_network
 from pants_dist.errors import UserError
-from pants_dist.evaluate import write_tables
 from pants_dist.store import open_store
-from pants_dist.tracking import Tracker
 
-TOKEN = "t" * 43
-EVIL = "<img src=x onerror=document.title='taken'>"
-
-
-def write_run(run: Path, steps: int = 40) -> Tracker:
-    """A run folder as training and evaluation leave it, with two seen and two held-out centers."""
-    run.mkdir(parents=True)
-    tracker = Tracker(run, 100, {}, writes=True)
-    for step in range(10, steps + 1, 10):
-        tracker.log(step, {"train/loss": 2 - step / 100, "loader/wait_fraction": 0.05, "train/samples_per_s": 12.0})
-    rng, rows = np.random.default_rng(0), []
-    for number in range(24):
-        center = number % 4
-        name = EVIL if center == 3 else f"Center {center}"
-        row = {"case": f"PanTS_{number + 1:08d}", "center": name, "center_kind": "single"}
-        row |= {"split": "val_seen", "seen": center < 2, "lesion_present": number % 3 > 0, "lesion_predicted": number % 2 > 0}
-        rows.append(row | {f"dsc/{name}": 0.9 - 0.1 * center + 0.02 * rng.normal() for name in ("liver", "pancreas")})
-    write_tables(run / "evaluation" / "val_seen", rows, ("liver", "pancreas"))
-    return tracker
+GREEN, ORANGE = (31, 209, 165), (255, 138, 31)
 
 
 def test_steps_done_again_count_once(tmp_path: Path) -> None:
@@ -57,6 +39,23 @@ def test_steps_done_again_count_once(tmp_path: Path) -> None:
     curves = folders.curves_of(tmp_path)
     assert curves.series("train/loss") == ([10, 20, 30], [1.0, 0.7, 0.6])
     assert curves.requeues == [20] and curves.notes == []
+
+
+@pytest.mark.parametrize(("x", "place"), [("step", 20.0), ("samples", 120.0), ("time", 3.0)])
+def test_requeues_are_dashed_lines_on_every_axis(tmp_path: Path, x: str, place: float) -> None:
+    """Where the later attempt began: its step, its samples, or the hours since the run's first line."""
+    lines = [(1, 10, 0.0), (1, 20, 3600.0), (1, 30, 7200.0), (2, 20, 10_800.0), (2, 30, 14_400.0)]
+    text = "".join(json.dumps({"step": s, "attempt": a, "time": t, "train/loss": 1.0}) + "\n" for a, s, t in lines)
+    (tmp_path / "metrics.jsonl").write_text(text)
+    (tmp_path / "config.yaml").write_text("train: {batch: 6}\n")
+    figure = plots.curves_figure({"r": folders.curves_of(tmp_path)}, ("train/loss",), 0.5, x, dark=False)
+    assert [(line.x0, line.x1, line.line.dash) for line in figure.layout.shapes] == [(place, place, "dash")]
+
+
+def test_waiting_for_data_is_shaded() -> None:
+    """From half way before to half way behind the lines where more than the share was waited; not the first line."""
+    assert plots.bands([0, 10, 20, 30, 40], [0.9, 0.1, 0.5, 0.6, 0.1], above=0.3) == [(15, 35)]
+    assert plots.bands([0, 10, 20], [0.9, 0.1, 0.5], above=0.3) == [(15, 20)]
 
 
 def test_long_curves_are_thinned_and_keep_their_spikes(tmp_path: Path) -> None:
@@ -131,7 +130,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_run(folder / EVIL.replace("/", ""))
     for run in folder.iterdir():
         (run / "config.yaml").write_text(f"data: {{store: {store}}}\ntrain: {{batch: 2}}\n")
-    os.utime(folder / "first" / "summary.json", (time.time() + 60,) * 2)  # the newest comes first
+    keep_predictions(folder / "first", store)
     return folder
 
 
@@ -185,6 +184,20 @@ def test_only_loopback_and_free_ports(address: str, runs: Path) -> None:
         listen(runs, int(address.rpartition(":")[2]), TOKEN)
 
 
+def test_the_address_and_the_tunnels_are_said(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """The address has the token; ssh -N -L leads to its port; on a compute node -J names the host it was submitted from."""
+    monkeypatch.setattr(server, "listen", lambda *_: type("Made", (), {"effective_port": 4321, "run": lambda self: None})())
+    monkeypatch.setenv("SLURM_SUBMIT_HOST", "login7")
+    server.serve(runs, 0)
+    opened, tunnel, jump = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"Open http://127\.0\.0\.1:4321/\?token=[\w-]{43}", opened)
+    host = socket.gethostname()
+    assert tunnel.endswith(f"ssh -N -L 4321:127.0.0.1:4321 {host}")
+    assert jump.endswith(f"ssh -N -J login7 -L 4321:127.0.0.1:4321 {host}")
+
+
 def test_export_is_one_file_with_names_escaped(runs: Path, tmp_path: Path) -> None:
     """The file loads nothing from elsewhere and holds every run; a center named like a tag stays text."""
     before = sorted((path, path.stat().st_mtime_ns) for path in runs.rglob("*"))
@@ -193,6 +206,8 @@ def test_export_is_one_file_with_names_escaped(runs: Path, tmp_path: Path) -> No
     assert "<h1>first</h1>" in text and "&lt;img src=x" in text and "<td><img" not in text
     assert "<script src" not in text and "<link" not in text
     assert before == sorted((path, path.stat().st_mtime_ns) for path in runs.rglob("*"))
+    assert text.count("src='data:image/png;base64,") == 6  # the worst cases
+    assert "12.0" in text and "<td>running</td>" in text  # the table of runs
 
 
 def test_a_run_is_a_line_from_its_summary_alone(tmp_path: Path) -> None:
@@ -206,7 +221,7 @@ def test_a_run_is_a_line_from_its_summary_alone(tmp_path: Path) -> None:
     (tmp_path / "a" / "metrics.jsonl").unlink()
     row, damaged, gone = run_rows(tmp_path, ["a", "b", "c"], Heartbeats(tmp_path))
     assert (row["state"], row["step"], row["requeues"], row["gap"], row["wait"]) == ("running", 41, 0, 15.0, 5.0)
-    assert row["left_h"] == round(59 * 6 / 12.0 / 3600, 3) and row["worst"] == "Center 3 0.400"
+    assert (row["left_s"], row["left"], row["worst"]) == (59 * 6 / 12.0, "30 s", "Center 3 0.400")
     assert "cannot be read" in damaged["state"] and gone["state"] == "summary.json is not there"
 
 
@@ -238,6 +253,48 @@ def test_a_slice_is_the_store_s(runs: Path) -> None:
         assert outlined == bool(np.isin(codes.take(index, axis), (2, 3)).any())
 
 
+def test_what_was_predicted_is_outlined(runs: Path) -> None:
+    """Orange where the kept mask has its edge and green where the reference has, each outside of the other's."""
+    store, kept = open_store(runs.parent / "store"), kept_of(runs / "first", "PanTS_00000002")
+    assert kept and kept.shape_zyx == store.shape_zyx("PanTS_00000002")
+    z = focus_of(runs, "first", "PanTS_00000002")[0]
+    picture = imread(io.BytesIO(slice_png(runs, "first", "PanTS_00000002", "axial", z, "bone")))[..., :3]
+    green, orange = ((np.abs(picture - np.array(color) / 255) < 0.01).all(axis=2) for color in (GREEN, ORANGE))
+    assert green.sum() > 50 and orange.sum() > 50
+    columns = [np.flatnonzero(found.any(axis=0)) for found in (green, orange)]
+    assert columns[1].min() < columns[0].min()  # moved along x, which runs to the left as seen
+    without = imread(io.BytesIO(slice_png(runs, EVIL.replace("/", ""), "PanTS_00000002", "axial", z, "bone")))[..., :3]
+    assert not (np.abs(without - np.array(ORANGE) / 255) < 0.01).all(axis=2).any()
+
+
+def test_a_slice_takes_no_volume_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a case of 256^3 voxels, 34 MB of HU and 17 MB of codes, a slice across any axis takes less than half of either."""
+    monkeypatch.setattr(slices, "PIXELS", 1)  # what enlarging a picture takes has nothing to do with the volume
+    store = make_store(tmp_path / "store", cases=1, edge=256)
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    (tmp_path / "runs" / "a" / "config.yaml").write_text(f"data: {{store: {store}}}\n")
+    for plane in PLANES:
+        asked = (tmp_path / "runs", "a", "PanTS_00000001", plane, 100, "bone")
+        slice_png(*asked)  # what is loaded once
+        tracemalloc.start()
+        slice_png(*asked)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 8 * 2**20
+
+
+def test_pictures_of_worst_cases_are_drawn_like_slices(runs: Path) -> None:
+    """The plane kept beside a picture, without the words that are burnt into the PNG; the PNG where there is no plane."""
+    client = make_app(runs, TOKEN).server.test_client()
+    client.get(f"/?token={TOKEN}")
+    png = next((runs / "first").glob("*/*/worst/*.png"))
+    address = f"/picture/first/{png.relative_to(runs / 'first')}"
+    assert client.get(address).data not in (b"", png.read_bytes())
+    png.with_suffix(".npz").rename(png.with_suffix(".hidden"))
+    assert client.get(address).data == png.read_bytes()
+    png.with_suffix(".hidden").rename(png.with_suffix(".npz"))
+
+
 @pytest.mark.parametrize(("asked", "says"), [
     ({"case": "../x"}, "not in the store"), ({"plane": "oblique"}, "no such plane"), ({"index": 999}, "the case has"),
     ({"window": "x"}, "no such plane or window"), ({"name": "../elsewhere"}, "lies outside"),
@@ -266,75 +323,3 @@ def test_curves_by_samples(tmp_path: Path) -> None:
     write_run(tmp_path / "a")
     (tmp_path / "a" / "config.yaml").write_text("train: {batch: 6}\n")
     assert folders.curves_of(tmp_path / "a").series("train/loss", "samples")[0] == [60, 120, 180, 240]
-
-
-@pytest.fixture(scope="module")
-def browser(address: str):
-    from selenium import webdriver
-
-    if not shutil.which("chromedriver"):
-        assert not os.environ.get("CI"), "CI needs chromium-driver"
-        pytest.skip("no chromedriver here")
-    options = webdriver.ChromeOptions()
-    for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1560,1700", "--disable-gpu"):
-        options.add_argument(word)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
-    driver.get(f"{address}/?token={TOKEN}")
-    yield driver
-    driver.quit()
-
-
-def until(browser, script: str, seconds: float = 40) -> object:
-    """What a script returns once it is true."""
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    return WebDriverWait(browser, seconds).until(lambda driver: driver.execute_script("return " + script))
-
-
-def test_the_page_in_a_browser(browser, address: str, runs: Path) -> None:
-    """It draws, shows names as text, follows a writer, turns dark; no error on the console, no request off loopback."""
-    until(browser, "document.querySelectorAll('.js-plotly-plot .main-svg').length > 8")
-    until(browser, "document.querySelectorAll('#table .ag-center-cols-container .ag-row').length == 4")
-    assert browser.current_url == address + "/" and browser.title == "pants-dist"
-    assert "40 / 100" in until(browser, "document.getElementById('head').innerText")
-    until(browser, f"document.getElementById('table').innerText.includes({json.dumps(EVIL)})")
-    Tracker(runs / "first", 100, {}, writes=True).log(50, {"train/loss": 1.0})
-    until(browser, "document.getElementById('head').innerText.includes('50 / 100')")
-    until(browser, "document.querySelector('#loss .js-plotly-plot').data[0].x.slice(-1)[0] == 50")
-    browser.find_elements("css selector", "#tab [role=tab]")[1].click()
-    listed = "document.querySelectorAll('#runs-table .ag-center-cols-container .ag-row')"
-    until(browser, f"{listed}.length == 2 && {listed}[0].innerText.includes('running')")
-    browser.find_element("id", "runs-filter").send_keys("onerror")
-    until(browser, f"{listed}.length == 1")
-    browser.execute_script("document.querySelector('#runs-table .ag-row .ag-checkbox-input').click()")
-    until(browser, "document.getElementById('head').innerText.includes('onerror')")
-    browser.find_elements("css selector", "#tab [role=tab]")[0].click()
-    browser.find_element("css selector", "nav input[type=checkbox][value=first]").click()
-    until(browser, "document.querySelector('#loss .js-plotly-plot').data.length == 4")
-    browser.execute_script("document.getElementById('log').click()")
-    until(browser, "document.querySelector('#loss .js-plotly-plot').layout.yaxis.type == 'log'")
-    browser.find_element("css selector", "#x input[value=samples]").find_element("xpath", "..").click()
-    until(browser, "document.querySelector('#loss .js-plotly-plot').layout.xaxis.title.text == 'samples'")
-    worst_center = "document.querySelector('#table .ag-row[row-index=\"0\"] .ag-cell')"
-    browser.execute_script(f"{worst_center}.click()")  # leads to its cases
-    cases = "document.querySelectorAll('#cases-table .ag-center-cols-container .ag-row')"
-    until(browser, f"document.getElementById('cases-filter').value == {json.dumps(EVIL)} && {cases}.length == 6")
-    browser.execute_script(f"[...{cases}].find(row => row.innerText.includes('PanTS_00000004')).firstChild.click()")
-    until(browser, "document.getElementById('slice-axial').naturalWidth > 30")
-    source = str(until(browser, "document.getElementById('slice-axial').src"))
-    wheel = "new WheelEvent('wheel', {deltaY: -100, bubbles: true, cancelable: true})"
-    browser.execute_script(f"document.getElementById('slice-axial').dispatchEvent({wheel})")
-    index = int(source.partition("index=")[2].partition("&")[0])
-    until(browser, f"document.getElementById('slice-axial').src.includes('index={index + 1}&')")
-    until(browser, "document.getElementById('slice-sagittal').complete")
-    browser.execute_script("document.getElementById('dark').click()")
-    until(browser, "document.documentElement.dataset.mantineColorScheme == 'dark'")
-    if folder := os.environ.get("SCREENSHOTS"):
-        time.sleep(2)
-        browser.save_screenshot(f"{folder}/dark.png")
-    errors = [line["message"] for line in browser.get_log("browser") if line["level"] == "SEVERE"]
-    assert [line for line in errors if "favicon" not in line] == []
-    events = [json.loads(line["message"])["message"] for line in browser.get_log("performance")]
-    asked = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
-    assert asked and all(url.startswith((address, "data:", "blob:")) for url in asked)

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,11 +17,11 @@ import pytest
 from matplotlib.image import imread
 from wandb_server import Received, WandbServer
 
-from pants_dist import config, uploads
+from pants_dist import __version__, config, uploads
 from pants_dist.cli import main
 from pants_dist.evaluate import ood_metrics
 from pants_dist.pictures import Plane, write_plane
-from pants_dist.tracking import Tracker, read_metrics, validation_folder
+from pants_dist.tracking import Tracker, code_version, read_metrics, validation_folder
 from pants_dist.uploads import following, upload
 
 pytestmark = pytest.mark.timeout(120)
@@ -92,6 +93,14 @@ def test_what_a_run_is_goes_with_it(server: WandbServer, tmp_path: Path) -> None
     axes = received.config["_wandb"]["m"]
     assert axes[0]["1"] == "trainer/global_step" and axes[1]["2"] == "*" and axes[1]["5"] == 1
     assert not (run / "wandb").exists() and not list((tmp_path / "home").rglob("*wandb*"))
+
+
+def test_the_code_is_named_by_its_commit() -> None:
+    """In a checkout, with a + where something was changed since; else the version alone."""
+    folder = Path(uploads.__file__).parent.parent
+    asked = subprocess.run(["git", "-C", folder, "rev-parse", "HEAD"], capture_output=True, text=True)
+    found = re.fullmatch(re.escape(__version__) + r"(?: \(git (\w{12})\+?\))?", code_version())
+    assert found and (found[1] == asked.stdout[:12] if asked.returncode == 0 else found[1] is None)
 
 
 CENTERS = pd.DataFrame({"center": ["Center A", "Center B"], "n": [3, 4], "dsc/liver": [0.9, 0.4]})

@@ -132,8 +132,8 @@ def _wire_viewer(app: Dash, runs: Path) -> None:
         try:
             shape, focus = shape_of(runs, chosen[0], case), focus_of(runs, chosen[0], case)
         except UserError as error:
-            note = html.Div(f"no slices here: {error}", className="soft")
-            return case, facts, True, [note, _drawn(run, chosen[0], case)], None, *[no_update] * (2 * len(PLANES))
+            why = html.Div(f"no slices here: {error}", className="soft")
+            return case, facts, True, [why, _drawn(run, chosen[0], case)], None, *[no_update] * (2 * len(PLANES))
         kept = kept_of(run, case)
         picture = _drawn(run, chosen[0], case) if kept is None else None
         note = None if kept else html.Div("Its prediction was not kept; outlined is the reference.", className="soft")

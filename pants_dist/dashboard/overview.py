@@ -37,7 +37,7 @@ def card(title: str, note: str, content: Any, extra: Any = None) -> html.Div:
 
 def outlines() -> html.Span:
     """What the two outlines in pictures are."""
-    words = [html.I(className="reference"), "reference", html.I(className="prediction"), "prediction"]
+    words: list[Any] = [html.I(className="reference"), "reference", html.I(className="prediction"), "prediction"]
     return html.Span(words, className="legend")
 
 
@@ -52,6 +52,7 @@ def layout() -> list[Any]:
         dmc.Select(id="metric", data=MEAN_CHOICE, value=metrics.MEAN, size="xs", allowDeselect=False, searchable=True, w=210),
         dmc.Select(id="sort", data=[], value="metric", size="xs", allowDeselect=False, searchable=True, w=210),
     ])  # fmt: skip
+    worst = html.Div(id="worst", className="worst")
     return [
         html.Div(id="tiles", className="tiles"),
         html.Div([html.B("Training and input"), html.Code("train/* val/* loader/*")], className="section"),
@@ -59,8 +60,7 @@ def layout() -> list[Any]:
         html.Div([html.Div([html.B("Centers"), html.Code(id="source")]), selects], className="section"),
         html.Div(graph("centers", 470), className="card"),
         html.Div([card(title, note, graph(key, 264)) for key, title, note in SMALL], className="thirds"),
-        html.Div([_table(), card("Worst cases", "mean Dice; a click shows the case", html.Div(id="worst", className="worst"), outlines())],
-                 className="halves"),
+        html.Div([_table(), card("Worst cases", "mean Dice; a click shows the case", worst, outlines())], className="halves"),
     ]  # fmt: skip
 
 

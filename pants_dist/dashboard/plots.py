@@ -11,6 +11,7 @@ from pants_dist.dashboard.look import ALARM, RUN_COLORS, clear, plain_figure, sa
 TITLES = {"step": "step", "samples": "samples", "time": "hours"}
 STALLED = 0.3  # share of a step spent waiting for data, from which on it is shaded
 MOST_BANDS = 30  # of a figure
+SHORT = 20  # points; a mean of what lies before would lag behind a curve of so few
 
 
 def curves_figure(
@@ -41,6 +42,7 @@ def _add_curve(
 ) -> None:
     places, values = curves.series(metric, x)
     few = len(places) < 3
+    smoothing = smoothing if len(places) > SHORT else 0.0
     if smoothing:
         figure.add_scatter(x=places, y=values, mode="markers" if few else "lines", line={"color": color, "width": 1},
                            opacity=0.25, hoverinfo="skip")  # fmt: skip

@@ -106,7 +106,8 @@ def layout() -> html.Div:
                     className="card-head")  # fmt: skip
     grid = dag.AgGrid(
         id="runs-table", columnDefs=COLUMNS, rowData=[], getRowId="params.data.run",
-        dashGridOptions=THEMED | {"rowSelection": {"mode": "multiRow"}}, style={"height": "calc(100vh - 190px)", "minHeight": 300},
+        dashGridOptions=THEMED | {"rowSelection": {"mode": "multiRow"}},
+        style={"height": "calc(100vh - 190px)", "minHeight": 300},
     )  # fmt: skip
     return html.Div([head, grid], className="card")
 
