@@ -176,7 +176,7 @@ def test_runs_are_filtered_sorted_and_compared(browser: Any, runs: Path) -> None
     until(browser, f"{rows(RUNS)}.length == 1")
     put(browser, "runs-filter", {"value": ""})
     until(browser, f"{rows(RUNS)}.length == 3")
-    click(browser, f"document.querySelector('{RUNS} .ag-row[row-index=\"0\"] .ag-checkbox-input')")  # copied
+    click(browser, f"document.querySelector('{RUNS} .ag-row[row-id=copied] [col-id=shown]')")
     until(browser, "document.querySelector('nav input[value=copied]').checked")
     assert browser.execute_script("return document.querySelector('nav input[value=first]').checked")
     until(browser, "document.getElementById('run-name').innerText == 'first'")
