@@ -268,7 +268,7 @@ def test_what_was_predicted_is_outlined(runs: Path) -> None:
 
 
 def test_a_slice_takes_no_volume_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a case of 256^3 voxels, 34 MB of HU and 17 MB of codes, a slice across any axis takes less than half of either."""
+    """Of a case of 256^3 voxels, 34 MB of HU and 17 MB of codes, a slice across any axis takes less than 12 MB: its chunks."""
     monkeypatch.setattr(slices, "PIXELS", 1)  # what enlarging a picture takes has nothing to do with the volume
     store = make_store(tmp_path / "store", cases=1, edge=256)
     (tmp_path / "runs" / "a").mkdir(parents=True)
@@ -280,7 +280,7 @@ def test_a_slice_takes_no_volume_into_memory(tmp_path: Path, monkeypatch: pytest
         slice_png(*asked)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert peak < 8 * 2**20
+        assert peak < 12 * 2**20
 
 
 def test_pictures_of_worst_cases_are_drawn_like_slices(runs: Path) -> None:

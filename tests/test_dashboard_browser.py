@@ -44,6 +44,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_run(folder / name, steps=30 if name == "copied" else 40)
         place = store if name == "first" else folder.parent / "elsewhere"
         (folder / name / "config.yaml").write_text(f"data: {{store: {place}}}\ntrain: {{batch: 2}}\n")
+        line = {"attempt": 1, "time": time.time() - 90, "host": "x", "train/loss": 1.9, "loader/wait_fraction": 0.1}
+        log = folder / name / "metrics.jsonl"
+        log.write_text("".join(json.dumps(line | {"step": n}) + "\n" for n in range(1, 30)))
     keep_predictions(folder / "first", store)
     shutil.copytree(folder / "first/evaluation/val_seen/worst", folder / "copied/evaluation/val_seen/worst")
     attempt = {"step": 30, "attempt": 2, "time": time.time() + 60, "host": "x", "train/loss": 1.6}
@@ -75,6 +78,7 @@ def browser(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         options.add_argument(word)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+    driver.command_executor.client_config.timeout = 2 * PATIENCE_S
     driver.set_page_load_timeout(PATIENCE_S)
     driver.set_script_timeout(PATIENCE_S)
     driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": WATCH})
@@ -176,7 +180,7 @@ def test_runs_are_filtered_sorted_and_compared(browser: Any, runs: Path) -> None
     until(browser, f"{rows(RUNS)}.length == 1")
     put(browser, "runs-filter", {"value": ""})
     until(browser, f"{rows(RUNS)}.length == 3")
-    click(browser, f"document.querySelector('{RUNS} .ag-row[row-index=\"0\"] .ag-checkbox-input')")  # copied
+    click(browser, f"document.querySelector('{RUNS} .ag-row[row-id=copied] [col-id=shown]')")
     until(browser, "document.querySelector('nav input[value=copied]').checked")
     assert browser.execute_script("return document.querySelector('nav input[value=first]').checked")
     until(browser, "document.getElementById('run-name').innerText == 'first'")
@@ -188,6 +192,7 @@ def test_runs_are_filtered_sorted_and_compared(browser: Any, runs: Path) -> None
 def test_curves_are_laid_over_one_another(browser: Any) -> None:
     """Raw faint behind smoothed, requeues dashed, on three axes and a logarithmic one; groups with what they hold."""
     tab(browser, "Overview")
+    put(browser, "runs", {"value": ["first", "copied"]})
     until(browser, f"{figure('loss')}.data.length == 4")  # two runs, raw and smoothed
     assert browser.execute_script(f"return {figure('loss')}.data.map(trace => trace.opacity < 0.5)") == [True, False] * 2
     for x, place in (("step", 30), ("samples", 60)):

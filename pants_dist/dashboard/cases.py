@@ -45,9 +45,7 @@ def layout() -> html.Div:
     ])  # fmt: skip
     head = html.Div([html.Div([html.B("Cases "), html.Span(id="case-count", className="soft")]), tools], className="card-head")
     grid = dag.AgGrid(id="cases-table", columnDefs=[], rowData=[], getRowId="params.data.case",
-                      dashGridOptions=THEMED | {"rowSelection": {"mode": "singleRow", "checkboxes": False,
-                                                                "enableClickSelection": True}},
-                      style={"height": 700})  # fmt: skip
+                      dashGridOptions=THEMED, style={"height": 700})  # fmt: skip
     return html.Div([html.Div([head, grid], className="card"), _viewer()], className="halves even")
 
 

@@ -1,20 +1,23 @@
 """All runs in one table, from their summaries alone: what is ticked there is compared on the other tab."""
 
 import time
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import dash_ag_grid as dag
 import dash_mantine_components as dmc
-from dash import Dash, Input, Output, Patch, ctx, html, no_update
+from dash import Dash, Input, Output, Patch, State, html, no_update
 
 from pants_dist.dashboard import folders
 from pants_dist.dashboard.grids import AS_WIDE_AS_THE_CARD, THEMED, number_column, text_column
+from pants_dist.dashboard.look import RUN_COLORS
 from pants_dist.disk import on_network
 from pants_dist.errors import UserError
 
 STALE_S, STALE_ON_NETWORK_S = 60.0, 180.0  # without a new heartbeat; a network disk shows files late
 COLUMNS = [
+    {"field": "shown", "headerName": "", "width": 40, "pinned": "left", "cellRenderer": "Tick", "sortable": False},
     text_column("run", 190) | {"pinned": "left"}, text_column("state", 156) | {"cellClassRules": {
         "running": "params.value == 'running'", "silent": "params.value && params.value.includes('silent')",
         "failed": "params.value && (params.value.includes('failed') || params.value.includes('summary'))"}},
@@ -106,7 +109,7 @@ def layout() -> html.Div:
                     className="card-head")  # fmt: skip
     grid = dag.AgGrid(
         id="runs-table", columnDefs=COLUMNS, rowData=[], getRowId="params.data.run",
-        dashGridOptions=THEMED | {"rowSelection": {"mode": "multiRow"}},
+        dashGridOptions=THEMED,
         style={"height": "calc(100vh - 190px)", "minHeight": 300},
     )  # fmt: skip
     return html.Div([head, grid], className="card")
@@ -115,9 +118,13 @@ def layout() -> html.Div:
 def wire(app: Dash, runs: Path, beats: Heartbeats) -> None:
     """Fill the table while it is looked at; what is ticked in it is ticked on the left, and the other way round."""
 
-    @app.callback(Output("runs-table", "rowData"), Input("poll", "n_intervals"), Input("tab", "value"), Input("names", "data"))
-    def listed(_: int | None, tab: str, names: list[str]) -> Any:
-        return run_rows(runs, names, beats) if tab == "runs" else no_update
+    @app.callback(Output("runs-table", "rowData"), Input("poll", "n_intervals"), Input("tab", "value"), Input("names", "data"),
+                  Input("runs", "value"))  # fmt: skip
+    def listed(_: int | None, tab: str, names: list[str], chosen: list[str]) -> Any:
+        if tab != "runs":
+            return no_update
+        colors = dict(zip(chosen, cycle(RUN_COLORS), strict=False))
+        return [row | {"shown": colors.get(row["run"], "")} for row in run_rows(runs, names, beats)]
 
     @app.callback(Output("runs-table", "dashGridOptions"), Input("runs-filter", "value"), prevent_initial_call=True)
     def filtered(text: str) -> Patch:
@@ -125,13 +132,11 @@ def wire(app: Dash, runs: Path, beats: Heartbeats) -> None:
         options["quickFilterText"] = text
         return options
 
-    @app.callback(Output("runs", "value"), Output("runs-table", "selectedRows"), Input("runs-table", "selectedRows"),
-                  Input("runs", "value"))  # fmt: skip
-    def ticked(rows: Any, before: list[str]) -> tuple[Any, Any]:
-        if ctx.triggered_id != "runs-table":
-            return no_update, {"ids": before}
-        names = [row["run"] for row in rows] if isinstance(rows, list) else before
-        if not names or set(names) == set(before):
-            return no_update, no_update
-        kept = [name for name in before if name in names]
-        return kept + [name for name in names if name not in kept], no_update
+    @app.callback(Output("runs", "value"), Input("runs-table", "cellClicked"), State("runs", "value"),
+                  prevent_initial_call=True)  # fmt: skip
+    def ticked(cell: dict[str, Any] | None, before: list[str]) -> Any:
+        """The grid's own boxes would lose a tick at every new row: these are cells."""
+        if not cell or cell.get("colId") not in ("shown", "run"):
+            return no_update
+        name = str(cell["rowId"])
+        return [one for one in before if one != name] if name in before else [*before, name]

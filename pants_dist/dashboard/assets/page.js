@@ -10,7 +10,11 @@ document.addEventListener("wheel", (event) => {
   window.dash_clientside.set_props(slider, { value: Math.min(most, Math.max(least, wanted)) });
 }, { passive: false });
 
-// In tables: whether a center was seen in training. React writes the value as text.
+// In the table of runs: whether a run is shown, in its color.
 window.dashAgGridComponentFunctions = window.dashAgGridComponentFunctions || {};
+window.dashAgGridComponentFunctions.Tick = ({ value }) =>
+  window.React.createElement("i", { className: value ? "tick on" : "tick", style: { background: value || "none" } });
+
+// In tables: whether a center was seen in training. React writes the value as text.
 window.dashAgGridComponentFunctions.Badge = ({ value }) =>
   value ? window.React.createElement("span", { className: `badge ${value}` }, value) : null;
