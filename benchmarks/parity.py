@@ -1,6 +1,6 @@
 """Parity gate: our trainer against nnU-Net v2's own, on the same cases, for as many steps, from several seeds.
 
-    python benchmarks/parity.py [--seeds 0 1 2] [--iterations 1000] [--work FOLDER]
+    python benchmarks/parity.py [--seeds 0 1 2] [--iterations 1200] [--work FOLDER]
 
 The problem is rendered (rendered.py) into FOLDER: TRAIN scans to learn from, TEST to score. Ours is baseline.yaml, made
 small (RECIPE): liver, pancreas and lesion. nnU-Net gets the training scans in its raw layout, takes its own fingerprint of
@@ -289,7 +289,7 @@ def verdict(pairs: list[list[dict[str, float]]]) -> tuple[bool, str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--iterations", type=int, default=1000, help=f"steps of each run, a multiple of {EPOCH}")
+    parser.add_argument("--iterations", type=int, default=1200, help=f"steps of each run, a multiple of {EPOCH}")
     parser.add_argument("--work", type=Path, help="folder for all files, kept; else a temporary one")
     given = parser.parse_args()
     if not nnunet.installed():
