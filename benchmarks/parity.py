@@ -1,6 +1,6 @@
 """Parity gate: our trainer against nnU-Net v2's own, on the same cases, for as many steps, from several seeds.
 
-    python benchmarks/parity.py [--seeds 0 1 2] [--iterations 1000] [--work FOLDER]
+    python benchmarks/parity.py [--seeds 0 1 2] [--iterations 1200] [--work FOLDER]
 
 The problem is rendered (rendered.py) into FOLDER: TRAIN scans to learn from, TEST to score. Ours is baseline.yaml, made
 small (RECIPE): liver, pancreas and lesion. nnU-Net gets the training scans in its raw layout, takes its own fingerprint of
@@ -44,7 +44,7 @@ from pants_dist import config
 from pants_dist.cases import FIRST_TEST_NUMBER
 from pants_dist.config import Settings
 from pants_dist.inference import segmented
-from pants_dist.launch import prepare_run
+from pants_dist.launch import launch
 from pants_dist.metrics import dice
 from pants_dist.networks import build_network
 from pants_dist.predict import load_model, open_run
@@ -52,8 +52,6 @@ from pants_dist.splits import splits_of
 from pants_dist.store import Store, open_store
 from pants_dist.strides import dynunet_levels
 from pants_dist.targets import holding, region, target_of
-from pants_dist.tracking import read_summary
-from pants_dist.train import train
 
 TRAIN, TEST = 24, 16  # scans
 EPOCH = 10  # steps that nnU-Net takes at one learning rate
@@ -94,12 +92,10 @@ def cases_in(store: Store, settings: Settings, split: str) -> list[str]:
 
 
 def ours(settings: Settings, name: str) -> Predictor:
-    """Trained by our trainer, as one rank in this very process."""
-    run = prepare_run(settings, name, "the parity gate")
-    train(settings, run)
-    if read_summary(run)["state"] != "finished":
-        raise SystemExit(f"run {name}: asked to stop; the same command goes on")
-    model = load_model(*open_run(run))
+    """Trained by our trainer."""
+    if launch(settings, name):
+        raise SystemExit(f"run {name} did not end; the same command goes on")
+    model = load_model(*open_run(Path(settings.runs) / name))
 
     @torch.no_grad()
     def run(image_zyx: np.ndarray, spacing_mm_zyx: tuple[float, float, float]) -> Masks:
@@ -293,7 +289,7 @@ def verdict(pairs: list[list[dict[str, float]]]) -> tuple[bool, str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--iterations", type=int, default=1000, help=f"steps of each run, a multiple of {EPOCH}")
+    parser.add_argument("--iterations", type=int, default=1200, help=f"steps of each run, a multiple of {EPOCH}")
     parser.add_argument("--work", type=Path, help="folder for all files, kept; else a temporary one")
     given = parser.parse_args()
     if not nnunet.installed():

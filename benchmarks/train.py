@@ -218,6 +218,8 @@ def nnunet_step(settings: Settings, steps: int, compiled: bool) -> tuple[float, 
     if not nnunet.installed() or model.name != "dynunet" or model.blocks != (0,):
         return float("nan"), None
     torch.set_num_threads(1)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     levels = dynunet_levels(len(model.channels), data.patch_zyx, data.spacing_mm_zyx or CUBES)
     shape = (settings.train.micro_batch, 1, *data.patch_zyx)
     step = nnunet.training_step(levels, model.channels, len(model.outputs.channels), shape, compiled)
