@@ -196,7 +196,8 @@ class Segmenter(L.LightningModule):
     def configure_model(self) -> None:
         """Before DDP makes its buckets, which are to lie in memory as the weights do."""
         layout = layout_of(self.trainer.strategy.root_device.type)
-        self.network.to(memory_format=layout)  # type: ignore[call-overload]  # torch's types lack it
+        network: Any = self.network  # torch's types lack memory_format
+        network.to(memory_format=layout)
 
     def on_fit_start(self) -> None:
         if self.settings.train.compile:

@@ -211,4 +211,5 @@ def _up(level: Level, channels_below: int, channels: int, stride: Zyx, residual:
 def _begin_as_shortcut(module: nn.Module) -> None:
     """A residual block adds nothing to its shortcut at first, as in nnU-Net (init_last_bn_before_add_to_0)."""
     if isinstance(module, ResidualBlock):
-        nn.init.zeros_(module.second.adn.N.weight)
+        second: Any = module.second
+        nn.init.zeros_(second.adn.N.weight)
