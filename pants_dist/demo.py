@@ -1,6 +1,7 @@
 """The whole main job in one go: cohort -> convert -> train -> evaluate -> report. Each stage resumes where it stopped."""
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -18,7 +19,13 @@ from pants_dist.store import Store, open_store
 
 CONFIG = "debug.yaml"
 RUN = "demo"
-PHANTOM_CASES, PHANTOM_CENTERS = 24, 6
+PHANTOM_CASES, PHANTOM_CENTERS = 60, 6
+PHANTOM_SETTINGS = {  # half of each seen center is scored, so that centers have intervals; lesions are small, so they come often
+    "data.val_fraction": 0.5,
+    "data.structure_weights": {"pancreatic_lesion": 4, "pancreas": 2},
+    "validation.every": 125,
+    "validation.cases": 4,
+}
 
 
 def demo(data: Path | None, out: Path) -> Path:
@@ -34,7 +41,7 @@ def demo(data: Path | None, out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     source = data or make_cohort(console, out / "phantom")
     store = repack(console, source, out / "store")
-    train(console, store, out)
+    train(console, store, out, PHANTOM_SETTINGS if data is None else {})
     run = out / "runs" / RUN
     rows = score(console, run, store)
     structures = config.load(run / "config.yaml", []).model.outputs.structures
@@ -45,7 +52,7 @@ def demo(data: Path | None, out: Path) -> Path:
 
 
 def make_cohort(console: Console, folder: Path) -> Path:
-    """A phantom cohort of 24 cases from 6 centers."""
+    """The phantom cohort."""
     console.print(
         f"[bold]1/4[/] phantom cohort: {PHANTOM_CASES} synthetic cases, {PHANTOM_CENTERS} centers, in {folder}"
     )
@@ -73,12 +80,12 @@ def repack(console: Console, source: Path, folder: Path) -> Store:
     return open_store(folder)
 
 
-def train(console: Console, store: Store, out: Path) -> None:
-    """The small network of configs/debug.yaml, on as many ranks as there are cores up to two."""
+def train(console: Console, store: Store, out: Path, beyond: Mapping[str, object]) -> None:
+    """The small network of configs/debug.yaml with settings beyond it, on as many ranks as there are cores up to two."""
     held_out = held_out_centers(store)
     ranks = min(2, cluster.usable_cores())
-    overrides = {"data.store": str(store.path), "data.held_out_centers": str(list(held_out)), "runs": str(out / "runs")}
-    settings = config.load(CONFIG, [f"--{name}={value}" for name, value in {**overrides, "train.ranks": ranks}.items()])
+    overrides = {"data.store": store.path, "data.held_out_centers": list(held_out), "runs": out / "runs", "train.ranks": ranks}
+    settings = config.load(CONFIG, [f"--{name}={value}" for name, value in {**overrides, **beyond}.items()])
     console.print(
         f"[bold]3/4[/] train {settings.train.steps} steps on {ranks} ranks, "
         f"held out: {', '.join(held_out) or 'no center (there are too few known ones)'}"

@@ -58,7 +58,7 @@ def test_the_demo_learns_and_resumes(tmp_path: Path) -> None:
     assert "No verdict on a gap" in " ".join(printed.split())
     folder = tmp_path / "demo/runs/demo/evaluation"
     rows = pd.concat([pd.read_parquet(folder / split / "cases.parquet") for split in ("val_seen", "held_out")])
-    assert len(rows) == 12 and rows["center"].nunique() == 6
+    assert len(rows) == 40 and rows["center"].nunique() == 6
     assert rows["dsc/liver"].mean() > 0.85 and rows["dsc/pancreas"].mean() > 0.5
     checkpoint = tmp_path / "demo/runs/demo/checkpoints/last.ckpt"
     before = checkpoint.read_bytes()
