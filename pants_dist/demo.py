@@ -24,7 +24,7 @@ PHANTOM_SETTINGS = {  # half of each seen center is scored, so that centers have
     "data.val_fraction": 0.5,
     "data.structure_weights": {"pancreatic_lesion": 4, "pancreas": 2},
     "validation.every": 125,
-    "validation.cases": 4,
+    "validation.cases": 2,
 }
 
 
