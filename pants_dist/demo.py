@@ -20,7 +20,7 @@ from pants_dist.store import Store, open_store
 CONFIG = "debug.yaml"
 RUN = "demo"
 PHANTOM_CASES, PHANTOM_CENTERS = 60, 6
-PHANTOM_SETTINGS = {  # half of each seen center is scored, so that centers have intervals; lesions are small, so they come often
+PHANTOM_SETTINGS = {  # half of each seen center is scored, so that there are intervals; lesions are small and come often
     "data.val_fraction": 0.5,
     "data.structure_weights": {"pancreatic_lesion": 4, "pancreas": 2},
     "validation.every": 125,
