@@ -137,7 +137,8 @@ class Segmenter(L.LightningModule):
     def _not_finite(self, micro: "MicroBatch") -> list[str]:
         """Cases of a micro-batch whose own loss is no number, that of other ranks left aside."""
         patches, alone = self.patches(micro), SegmentationLoss(self.target).to(self.device)
-        losses = [self.loss_of(patches.only(number), alone) for number in range(len(micro.parts))]
+        each = [patches.only(number) for number in range(len(micro.parts))]
+        losses = [self.criticised(self.heads(one), one, alone) for one in each]
         return [part.sample.case for part, loss in zip(micro.parts, losses, strict=True) if not math.isfinite(loss)]
 
     def loss(self, micro: "MicroBatch") -> Tensor:
@@ -146,10 +147,6 @@ class Segmenter(L.LightningModule):
             patches = self.patches(micro)
             heads = self.heads(patches)
         return self.criticised(heads, patches, self.criterion)
-
-    def loss_of(self, patches: Patches, criterion: SegmentationLoss) -> Tensor:
-        """The same of patches."""
-        return self.criticised(self.heads(patches), patches, criterion)
 
     def heads(self, patches: Patches) -> Any:
         """What the network says of them, at each of its resolutions."""
