@@ -166,8 +166,8 @@ def too_few_readers(folder: Path) -> list[dict[str, Any]]:
 def small_object_store(folder: Path) -> list[dict[str, Any]]:
     """Ray with room for 80 MiB, where 200 are under way; at the end, which is left out, they are fewer."""
     with cluster.started(1, 80 << 20) as environment:
-        more = "--loader.kind=ray", "--loader.ahead=120", "--train.steps=90"
-        return slowed(folder, *LARGE, *more, environment=environment, edge=100)[:-20]
+        more = "--loader.kind=ray", "--loader.ahead=120", "--train.steps=36", "--train.batch=8"
+        return slowed(folder, *LARGE, *more, environment=environment, edge=100)[:-12]
 
 
 def hanging_reads(folder: Path) -> list[dict[str, Any]]:
