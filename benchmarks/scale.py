@@ -24,10 +24,9 @@ from typing import Any
 from pants_dist import cluster, config
 from pants_dist.geometry import Geometry
 from pants_dist.loader import Reader, make_source
-from pants_dist.plan import Plan
+from pants_dist.plan import Plan, plan_of
 from pants_dist.splits import splits_of
 from pants_dist.store import Store, open_store, write_manifest
-from pants_dist.train import plan_of
 
 SIZES = (36, 3_639, 36_390)
 ROUNDS = 5

@@ -38,9 +38,10 @@ from pants_dist import config
 from pants_dist.config import Settings
 from pants_dist.launch import reading
 from pants_dist.model import Patches, Segmenter
+from pants_dist.plan import plan_of
 from pants_dist.splits import splits_of
 from pants_dist.strides import CUBES, dynunet_levels
-from pants_dist.train import intensity_of, loader_of, plan_of, store_of, trainer_of
+from pants_dist.train import intensity_of, loader_of, store_of, trainer_of
 
 WAIT_S = 0.2  # that the stand-in for a network takes for a micro-batch
 WARM = 3  # steps before the clock starts

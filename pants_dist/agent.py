@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 import uuid
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,7 @@ def main() -> int:
     """Returns 0 when all ranks of this node ended well, ALONE where other nodes are missing, else 1."""
     given = _parser().parse_args()
     multiprocessing.set_forkserver_preload(["pants_dist.mortal", "pants_dist.train"])
+    forkserver.ensure_running()  # imports while we import torch's own
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import launch_agent

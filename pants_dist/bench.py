@@ -47,8 +47,9 @@ def loader_lines(settings: Settings) -> Iterator[str]:
 
     from pants_dist.launch import reading
     from pants_dist.loader import Loader, Reader, make_source
+    from pants_dist.plan import plan_of
     from pants_dist.splits import splits_of
-    from pants_dist.train import geometry_of, plan_of, store_of
+    from pants_dist.train import geometry_of, store_of
 
     store = store_of(settings.data)
     plan = plan_of(store, settings, splits_of(store, settings.data))

@@ -8,20 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from pants_dist.checkpoints import BEST, LAST, keep_previous
-from pants_dist.evaluate import ood_metrics, score_cases, validation_cases, write_tables
+from pants_dist.checkpoints import BEST, LAST, keep_previous, read_checkpoint
+from pants_dist.disk import replacing
+from pants_dist.evaluate import ood_metrics, score_cases, write_tables
 from pants_dist.gauges import Gauges, Measured, in_a_line, keep_ranks, node_name
 from pants_dist.heartbeat import doing
 from pants_dist.loader import Loader
 from pants_dist.ranks import agreed, gathered, shared
-from pants_dist.splits import Splits
+from pants_dist.splits import Splits, validation_cases
 from pants_dist.store import Store
-from pants_dist.tracking import Tracker, validation_folder
+from pants_dist.tracking import STOP_REQUEST, Tracker, validation_folder
 from pants_dist.worst import keep_picture, keep_worst
 
 RANKS_S = 10.0  # between two versions of ranks.json
-STOP_REQUEST = "stop-request"  # a file in the run folder: all ranks save the same step and end
 _asked: list[int] = []  # signals that asked this rank for it
 
 
@@ -29,6 +31,19 @@ def listen_to_signals() -> None:
     """SIGTERM, SIGUSR1 and SIGINT no longer end this process: all ranks save and end after the step that they are at."""
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, lambda number, frame: _asked.append(number))
+
+
+class PlainCheckpoints(TorchCheckpointIO):
+    """How Lightning writes and reads a run's checkpoints."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as file:
+            torch.save(checkpoint, file)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
+        return read_checkpoint(Path(path), map_location)
 
 
 class Logging(L.Callback):

@@ -14,26 +14,11 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from pants_dist.disk import replacing
 from pants_dist.errors import DamagedError, UserError
 from pants_dist.plan import Plan
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
-
-
-class PlainCheckpoints(TorchCheckpointIO):
-    """How Lightning writes and reads a run's checkpoints."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as file:
-            torch.save(checkpoint, file)
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
-        return read_checkpoint(Path(path), map_location)
 
 
 def read_checkpoint(path: Path, device: Any = "cpu") -> dict[str, Any]:

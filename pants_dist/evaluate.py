@@ -27,7 +27,7 @@ from pants_dist.predict import open_run, settings_of_run
 from pants_dist.predictions import open_predictions
 from pants_dist.protocol import Analysis, read_analysis
 from pants_dist.rows import WHOLE, Row, Rows, known_rows
-from pants_dist.splits import COLUMNS, SPLITS, Splits, in_turn, patients_of, read_split, splits_of
+from pants_dist.splits import COLUMNS, DEFAULT_SPLITS, SPLITS, Splits, patients_of, read_split, splits_of
 from pants_dist.store import Store, open_store
 from pants_dist.structures import LESION, PANCREAS
 from pants_dist.systems import OthersMasks, OwnModel, System
@@ -47,7 +47,6 @@ COPIED = (
     "study_year",
     "tumor_flag",
 )
-DEFAULT_SPLITS = ("val_seen", "held_out")
 SHOWN_FAILURES = 10
 SHOWN_CENTERS = 32  # at most have a metric of their own; the table has all
 
@@ -134,12 +133,6 @@ def seen_cases(store: Store, splits: Splits) -> pd.Series:
     """Whether each case's center is among those trained on; indexed by case."""
     centers = store.frame("center")["center"]
     return centers.isin(set(centers[splits.by_case == "train"]))
-
-
-def validation_cases(store: Store, settings: Settings, splits: Splits) -> list[str]:
-    """The fixed sample that is scored during training: `validation.cases` of seen and of held-out (splits.in_turn)."""
-    frame = store.frame("center", "voxels", "annotated")
-    return [case for split in DEFAULT_SPLITS for case in in_turn(frame, splits.by_case, split)[: settings.validation.cases]]
 
 
 def ood_metrics(rows: list[dict[str, Any]], structures: tuple[str, ...]) -> dict[str, float]:

@@ -16,19 +16,16 @@ import torch
 
 from pants_dist import cluster, config, memory
 from pants_dist.agent import ALONE
-from pants_dist.callbacks import STOP_REQUEST
 from pants_dist.checkpoints import resume_point
 from pants_dist.config import Data, Settings
 from pants_dist.errors import DamagedError, UserError
-from pants_dist.evaluate import validation_cases
 from pants_dist.nodes import Node, RaySize, allocated_cores, excused, gathered, this_node
-from pants_dist.plan import Plan
+from pants_dist.plan import Plan, plan_of
 from pants_dist.rollcall import Report
 from pants_dist.settings import MAY_CHANGE, Train
-from pants_dist.splits import Splits, splits_of
+from pants_dist.splits import Splits, splits_of, validation_cases
 from pants_dist.store import Store, open_store
-from pants_dist.tracking import code_version, mark, read_summary, write_atomically
-from pants_dist.train import FAILURE, plan_of
+from pants_dist.tracking import FAILURE, STOP_REQUEST, code_version, mark, read_summary, write_atomically
 
 REQUEUE = 75  # exit code: stopped on request with everything saved; run the same command again (EX_TEMPFAIL)
 ATTEMPT = "PANTS_DIST_ATTEMPT"  # environment: which start of a job this is; set by the batch script

@@ -17,13 +17,14 @@ import pandas as pd
 from pants_dist.cases import UNKNOWN, hospital, listing, may_contain
 from pants_dist.duplicates import patients
 from pants_dist.errors import UserError
-from pants_dist.settings import FROZEN, Data
+from pants_dist.settings import FROZEN, Data, Settings
 from pants_dist.structures import LESION
 
 if TYPE_CHECKING:
     from pants_dist.store import Store
 
 SPLITS = ("train", "val_seen", "held_out", "test")
+DEFAULT_SPLITS = ("val_seen", "held_out")  # are scored where nothing else is said
 COLUMNS = (  # of the manifest: what decides a case's split
     "center", "center_kind", "official_split", "dataset", "sex", "age", "metadata", "voxels", "annotated",
     "source_shape_ijk", "spacing_mm_zyx", "shape_zyx", "image_bytes", "image_crc32",
@@ -148,6 +149,12 @@ def in_turn(frame: pd.DataFrame, split: pd.Series, name: str) -> list[str]:
     place = 2 * rows.groupby(["center", lesion.rename("lesion")]).cumcount() + ~begins
     turn = place.groupby(center).rank(method="first")
     return rows.assign(turn=turn).sort_values(["turn", "center"], kind="stable").index.tolist()
+
+
+def validation_cases(store: "Store", settings: Settings, splits: Splits) -> list[str]:
+    """The fixed sample that is scored during training: `validation.cases` of seen and of held-out (in_turn)."""
+    frame = store.frame("center", "voxels", "annotated")
+    return [case for split in DEFAULT_SPLITS for case in in_turn(frame, splits.by_case, split)[: settings.validation.cases]]
 
 
 def digest_of(content: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from pants_dist import config
+from pants_dist import config, plan
 from pants_dist.casefile import RECORD
 from pants_dist.plan import Plan
 from pants_dist.settings import Settings
@@ -68,9 +68,7 @@ def make_odd_store(folder: Path) -> Path:
 
 def plan_of(store: Store, settings: Settings) -> Plan:
     """The plan that a run with these settings has."""
-    from pants_dist import train  # takes seconds
-
-    return train.plan_of(store, settings, splits_of(store, settings.data))
+    return plan.plan_of(store, settings, splits_of(store, settings.data))
 
 
 def trained_here(wanted: Settings, name: str) -> Path:

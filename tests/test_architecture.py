@@ -25,7 +25,7 @@ ORDER = [  # a module imports only from those that stand after it
 OWNERS = {
     "zarr": {"store"},
     "ray": {"cluster", "loader"},
-    "lightning": {"model", "train", "callbacks", "checkpoints"},
+    "lightning": {"model", "train", "callbacks"},
     "wandb": {"mirror"},
     "nibabel": {"conversion.nifti"},
     "dash": {f"dashboard.{name}" for name in ("cases", "curvestab", "input", "overview", "page", "runs", "server", "stores")},
