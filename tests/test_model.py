@@ -1,11 +1,12 @@
 """The way from a window to network input and targets, and back from logits to the scan."""
 
 from dataclasses import astuple, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from small import make_store
+from small import make_store, trained_here
 
 from pants_dist import config
 from pants_dist.errors import UserError
@@ -135,3 +136,19 @@ def test_geometry_follows_the_settings() -> None:
     wanted = settings("--data.spacing_mm_zyx=[1, 2, 3]", "--augment.mirror=z", "--data.max_window_mb=3")
     assert geometry_of(wanted) == Geometry((16, 16, 32), (1.0, 2.0, 3.0), 0.0, (1.0, 1.0), "z", 3 << 20)
     assert geometry_of(replace(wanted, data=replace(wanted.data, spacing_mm_zyx=None))).spacing_mm_zyx is None
+
+
+@pytest.mark.long
+def test_a_compiled_network_learns_the_same(tmp_path: Path) -> None:
+    """With train.compile the network is one that torch has compiled, and after two steps its weights are the plain one's."""
+    make_store(tmp_path / "s", cases=4)
+    more = [f"--data.store={tmp_path}/s", f"--runs={tmp_path}", "--train.steps=2", "--train.ranks=1", "--loader.kind=local"]
+    weights = {}
+    for name in ("false", "true"):
+        torch._dynamo.utils.counters.clear()
+        run = trained_here(settings(*more, "--optim.name=sgd", "--tracking.wandb=off", f"--train.compile={name}"), name)
+        weights[name] = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        assert bool(torch._dynamo.utils.counters["stats"]["unique_graphs"]) == (name == "true")
+    assert weights["true"].keys() == weights["false"].keys()
+    for key, value in weights["false"].items():
+        torch.testing.assert_close(weights["true"][key], value, rtol=1e-4, atol=1e-5)
