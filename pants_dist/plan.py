@@ -138,7 +138,10 @@ def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
 
 
 def plan_of(store: "Store", settings: Settings, splits: "Splits") -> Plan:
-    """The plan of a run: training cases of the split, and what a patch of each may be centred on."""
+    """The plan of a run: training cases of the split, and what a patch of each may be centred on.
+
+    Raises UserError where no case is annotated with a structure that is to be learnt, or shares do not fit the cases.
+    """
     data = settings.data
     cases = tuple(splits.by_case.index[splits.by_case == "train"].tolist())
     rows = store.frame("center", *data.shares).loc[list(cases)]

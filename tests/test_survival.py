@@ -192,10 +192,15 @@ def test_ranks_share_the_cores_unless_told_otherwise(monkeypatch: pytest.MonkeyP
 
 
 def test_ranks_can_be_forked_after_the_imports() -> None:
-    """Nothing that a node imports before it forks its ranks wakes CUDA: a process forked after that could not use it."""
-    said = "import torch; calls = []; torch.cuda._lazy_init = lambda: calls.append(1); import pants_dist.train; print(calls)"
+    """Nothing that a node imports before it forks its ranks wakes CUDA: a process forked after that could not use it.
+
+    Who launches them imports neither Lightning nor what evaluates.
+    """
+    said = "import sys, torch; calls = []; torch.cuda._lazy_init = lambda: calls.append(1); import pants_dist.launch; "
+    said += "print([name for name in ('lightning', 'pants_dist.evaluate') if name in sys.modules]); "
+    said += "import pants_dist.train; print(calls)"
     done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.split() == ["[]", "[]"]
 
 
 @pytest.mark.long
