@@ -11,22 +11,13 @@ import numpy as np
 import pandas as pd
 
 from pants_dist.cases import UNKNOWN
-from pants_dist.detection import (
-    LESION,
-    amounts_of,
-    component_wise,
-    curve,
-    named,
-    observed_thresholds,
-    operating_point,
-    threshold_at,
-    truth_of,
-)
+from pants_dist.detection import amounts_of, component_wise, named, operating_point, truth_of, tuned_threshold
 from pants_dist.gaps import center_estimates, descriptive_gap, paired_gap, random_effects, worst_center
 from pants_dist.protocol import Analysis
 from pants_dist.report import center_table, centers_of, patients_of, witnesses_of
 from pants_dist.roc import auc, clustered_auc, delong
 from pants_dist.stats import NAN, as_floats, brier, calibration, t_interval
+from pants_dist.structures import LESION
 
 FEWEST_FOR_AN_AUC, FEWEST_FOR_A_FIRM_ONE = 10, 20  # positives and negatives of a center: below blank; below hollow
 SCORES = ("lesion_max_logit", f"predicted_voxels/{LESION}", f"predicted_mm3/{LESION}")
@@ -67,22 +58,12 @@ def full_center_table(rows: pd.DataFrame, structures: Sequence[str], analysis: A
     truth, score = truth_known(rows), score_known(rows)
     if truth is None or score is None:
         return table
-    threshold = tuned_threshold(rows, truth, score, analysis)
+    threshold = tuned_threshold(rows, truth, score, analysis.specificity)
     extra = []
     for row in table.to_dict("records"):
         part = rows[(rows["center"] == row["center"]) & rows["seen"].isin([row["seen"]])]
         extra.append(detection_row(part, truth, score, threshold, analysis))
     return pd.concat([table, pd.DataFrame(extra)], axis=1)
-
-
-def tuned_threshold(rows: pd.DataFrame, truth: str, score: str, analysis: Analysis) -> float:
-    """The threshold whose specificity on seen tuning cases (split val_seen) is nearest; NaN where there are none."""
-    tuning = rows[rows["split"] == "val_seen"]
-    present = truth_of(tuning, truth)
-    amounts = amounts_of(tuning, score, present)
-    if not (present == 0).any() or np.isnan(amounts).all():
-        return NAN
-    return threshold_at(curve(present, amounts, observed_thresholds(amounts)), analysis.specificity)
 
 
 def detection_row(part: pd.DataFrame, truth: str, score: str, threshold: float, analysis: Analysis) -> dict[str, Any]:
@@ -95,10 +76,10 @@ def detection_row(part: pd.DataFrame, truth: str, score: str, threshold: float, 
     present, clusters = truth_of(part, truth), witnesses_of(part)
     amounts = amounts_of(part, score, present)
     row = _area(part, present, amounts, score, analysis)
-    found = operating_point(present, amounts, threshold, clusters)
+    found = operating_point(present, amounts, threshold, patients_of(part), centers_of(part))
     row |= named("tuned_sensitivity", found[0]) | named("tuned_specificity", found[1])
     if "lesion_components" in part:
-        hits = component_wise(part, clusters)
+        hits = component_wise(part, patients_of(part), centers_of(part))
         row |= {name.replace("sensitivity", "component_sensitivity"): hits[name] for name in named("sensitivity", found[0])}
     if LOGIT in part:
         logits = as_floats(part[LOGIT])

@@ -82,7 +82,8 @@ def detection(rows: pd.DataFrame) -> dict[str, Any]:
     nothing = Estimate(NAN, NAN, NAN, 0)
     sensitivity, specificity = nothing, nothing
     if "lesion_present" in rows and "lesion_predicted" in rows:
-        sensitivity, specificity = sensitivity_specificity(rows["lesion_present"], rows["lesion_predicted"], witnesses_of(rows))
+        given = (rows["lesion_present"], rows["lesion_predicted"], patients_of(rows), centers_of(rows))
+        sensitivity, specificity = sensitivity_specificity(*given)
     return {"positives": sensitivity.n, **named("sensitivity", sensitivity), **named("specificity", specificity)}
 
 

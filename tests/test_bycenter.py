@@ -11,8 +11,8 @@ from pants_dist.bycenter import (
     gap_table,
     group_table,
     spread_tables,
-    tuned_threshold,
 )
+from pants_dist.detection import tuned_threshold
 from pants_dist.protocol import Analysis
 from tests.scored import scored_rows
 
@@ -74,12 +74,12 @@ def test_an_auc_takes_cases_of_both_kinds() -> None:
 def test_the_threshold_is_tuned_on_seen_cases_alone() -> None:
     """Held-out scores do not move it; among seen negatives it leaves the wanted share, strictly above, out."""
     rows = scored_rows(6, 50)
-    found = tuned_threshold(rows, "mask", "lesion_max_logit", Analysis(specificity=0.8))
+    found = tuned_threshold(rows, "mask", "lesion_max_logit", 0.8)
     changed = rows.assign(lesion_max_logit=rows["lesion_max_logit"].where(rows["split"] == "val_seen", 9.0))
-    assert tuned_threshold(changed, "mask", "lesion_max_logit", Analysis(specificity=0.8)) == found
+    assert tuned_threshold(changed, "mask", "lesion_max_logit", 0.8) == found
     negatives = rows.loc[(rows["split"] == "val_seen") & ~rows["lesion_present"], "lesion_max_logit"]
     assert (negatives <= found).mean() == pytest.approx(0.8, abs=1 / len(negatives))
-    assert np.isnan(tuned_threshold(rows.assign(split=""), "mask", "lesion_max_logit", QUICK))
+    assert np.isnan(tuned_threshold(rows.assign(split=""), "mask", "lesion_max_logit"))
 
 
 def test_gap_and_spread_have_a_line_a_score() -> None:

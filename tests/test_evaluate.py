@@ -14,11 +14,12 @@ from small import make_store, trained_here
 
 from conversion import nifti
 from pants_dist import cli, config
-from pants_dist.detection import component_wise, froc, pants_nnunet_volume
+from pants_dist.detection import component_wise, froc
 from pants_dist.errors import UserError
 from pants_dist.evaluate import Order, evaluate, failure_lines, open_evaluation, validation_cases
 from pants_dist.inference import logits_of
 from pants_dist.predict import load_model, open_run
+from pants_dist.presets import pants_nnunet_volume
 from pants_dist.rows import Rows, _whole_lines, known_rows
 from pants_dist.splits import splits_of
 from pants_dist.spread import evaluate_on
