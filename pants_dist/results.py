@@ -59,8 +59,8 @@ def report_results(
     metadata: Path | None = None,
     group: str | None = None,
     analysis: Path | None = None,
-) -> pd.DataFrame:
-    """Write OUT/report.html with its tables and figures as files; returns the first model's rows, one a case.
+) -> Results:
+    """Write OUT/report.html with its tables and figures as files; returns rows and facts.
 
     Each of `results` is one model: a run's folder, a folder with cases.parquet, or a table (parquet or CSV) with a case
     column and a column a structure. `group` names the column, of the rows or of `metadata`, that takes the center's place.
@@ -83,7 +83,7 @@ def report_results(
     checks = checklist(rows, len(found.models), plan, declared=analysis is not None)
     primary = primary_of(rows, structures, plan)
     write_report(out, rows, structures, found.facts, found.pictures, by, parts, checks, primary)
-    return rows
+    return found
 
 
 def _write_files(out: Path, found: Results, plan: Analysis, by: str, parts: Sequence[Section]) -> None:
@@ -105,7 +105,7 @@ def _write_files(out: Path, found: Results, plan: Analysis, by: str, parts: Sequ
 
 def read_results(results: Sequence[Path], metadata: Path | None, group: str | None, plan: Analysis) -> Results:
     """Rows of every model with their group as `center`; see `report_results`."""
-    found, known = Results(), read_metadata(metadata) if metadata else None
+    found, known, folded = Results(), read_metadata(metadata) if metadata else None, dict[str, str]()
     for name, result in zip(model_names(results), results, strict=True):
         files = tables_of(result)
         rows = pd.concat([read_rows(path) for path in files], ignore_index=True)
@@ -118,25 +118,29 @@ def read_results(results: Sequence[Path], metadata: Path | None, group: str | No
                 rows["center_prevalence"] = shares
             if lost:
                 found.facts["Left out"] = f"{len(lost)} cases of {name} that are not in the metadata: {listing(lost, 3)}"
-        found.models[name] = _grouped(rows, group, result, plan)
+        found.models[name], names = _grouped(rows, group, result, plan)
+        folded |= names
         if len(found.models) == 1:
             found.pictures = pictures_of(found.models[name], [path.parent / "worst" for path in files])
     read = {"Rows": _listed([path for result in results for path in tables_of(result)])}
     found.facts = read | ({"Metadata": str(metadata)} if metadata else {}) | found.facts
+    if folded:
+        said = listing([f"{name} is {center}" for name, center in folded.items()], 3)
+        found.facts["Centers"] = f"{len(folded)} spellings folded into {len(set(folded.values()))} centers: {said}"
     if len(found.models) > 1:
         first, *others = found.models
         found.facts["Report on"] = f"{first}, compared with {listing(others)}"
     return found
 
 
-def _grouped(rows: pd.DataFrame, group: str | None, result: Path, plan: Analysis) -> pd.DataFrame:
+def _grouped(rows: pd.DataFrame, group: str | None, result: Path, plan: Analysis) -> tuple[pd.DataFrame, dict[str, str]]:
     if group is None and "center" not in rows:
         raise UserError(f"results {result}: no column center; give --metadata FILE --group COLUMN")
     rows = rows.assign(**{name: value for name, value in ABSENT.items() if name not in rows})
-    rows = grouped(rows, group or "center", f"{result} and the metadata")
+    rows, folded = grouped(rows, group or "center", f"{result} and the metadata")
     if (amount := f"predicted_voxels/{LESION}") in rows:
         rows["lesion_predicted"] = (rows[amount] > plan.lesion_voxels).astype(object).where(rows[amount].notna(), None)
-    return rows
+    return rows, folded
 
 
 def _check_models(found: Results, plan: Analysis, declared: bool) -> None:

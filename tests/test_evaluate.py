@@ -297,6 +297,7 @@ def test_the_verb_says_what_failed_and_what_is_next(run: Path, tmp_path: Path, c
     said = capsys.readouterr().out.splitlines()
     assert said[0] == f"{case}: liver.nii.gz: empty file (0 bytes)" and said[1].startswith("1 of 2 cases have no prediction")
     assert said[-1] == f"Next: open {run / 'evaluation-said' / 'report.html'}"
+    assert "0 of 1 centers have the 10 cases with and 10 without a lesion" in " ".join(" ".join(said).split())
 
 
 SPOILT = {
