@@ -127,10 +127,25 @@ def read_results(results: Sequence[Path], metadata: Path | None, group: str | No
     if folded:
         said = listing([f"{name} is {center}" for name, center in folded.items()], 3)
         found.facts["Centers"] = f"{len(folded)} spellings folded into {len(set(folded.values()))} centers: {said}"
+    if versions := _scored_by(found.models):
+        found.facts["Scored by"] = versions
     if len(found.models) > 1:
         first, *others = found.models
         found.facts["Report on"] = f"{first}, compared with {listing(others)}"
     return found
+
+
+def _scored_by(models: dict[str, pd.DataFrame]) -> str | None:
+    """Which version of scoring made the rows of each model, where it is not one for all; None where it is."""
+    versions = {
+        name: sorted(f"version {int(one)}" for one in rows.get("scoring", pd.Series(dtype=float)).dropna().unique())
+        for name, rows in models.items()
+    }
+    parts = {name: " and ".join(found) or "somebody else, or an older version" for name, found in versions.items()}
+    if len(set(parts.values())) == 1 and all(len(found) < 2 for found in versions.values()):
+        return None
+    said = "; ".join(f"{name} by {part}" for name, part in parts.items())
+    return f"{said}: figures may differ in definition; pants-dist evaluate scores a run's cases again"
 
 
 def _grouped(rows: pd.DataFrame, group: str | None, result: Path, plan: Analysis) -> tuple[pd.DataFrame, dict[str, str]]:

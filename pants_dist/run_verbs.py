@@ -81,7 +81,7 @@ def evaluate(given: Given) -> int:
     order = Order(given.run, (given.split,) if given.split else None, given.predictions, given.mirror, given.analysis)
     slice_ = parse_slice(given.slice) if given.slice else WHOLE
     with shown("evaluate") as tell:
-        rows = evaluate_on(order, given.ranks, slice_, tell)
+        rows = evaluate_on(order, given.ranks, slice_, tell, print)
     if rows is None:
         return ends(0, "the other slices; whichever is through last writes the tables and the report")
     for line in failure_lines(rows):
@@ -95,7 +95,7 @@ def report(given: Given) -> int:
     from pants_dist.results import report_results
 
     found = report_results(given.results, given.out, given.metadata, given.group, given.analysis)
-    for name in (name for name in ("Left out", "Centers") if name in found.facts):
+    for name in (name for name in ("Left out", "Centers", "Scored by") if name in found.facts):
         print(f"{name}: {found.facts[name]}")
     _print_centers(found.rows, given.group or "center")
     return ends(0, "open", given.out / "report.html")

@@ -8,7 +8,8 @@ from scipy import stats
 
 from pants_dist import cli
 from pants_dist.errors import UserError
-from pants_dist.results import model_names, read_rows, report_results, structures_of, tables_of
+from pants_dist.protocol import Analysis
+from pants_dist.results import model_names, read_results, read_rows, report_results, structures_of, tables_of
 from pants_dist.stats import outermost, t_interval
 from tests.scored import scored_rows
 
@@ -204,6 +205,21 @@ def test_pants_own_site_columns_are_its_centers(tmp_path: Path) -> None:
             "unknown", "Ulm", "Ulm",
         ]  # fmt: skip
         assert rows["center_kind"].tolist() == ["single"] * 4 + ["pool", "unknown"] + ["single"] * 2
+
+
+def test_rows_of_several_versions_of_scoring_are_told(tmp_path: Path) -> None:
+    """A model scored by another version, or elsewhere, is named beside the other; of one version nothing is said."""
+    for name, scoring in (("new", 2), ("old", 1), ("twice", [1, 2, 2])):
+        ROWS.assign(scoring=scoring).to_parquet(tmp_path / f"{name}.parquet")
+    ROWS.to_csv(tmp_path / "theirs.csv", index=False)
+    for names, said in (
+        (("new.parquet",), None), (("theirs.csv",), None),
+        (("new.parquet", "old.parquet"), "new by version 2; old by version 1: "),
+        (("twice.parquet",), "twice by version 1 and version 2: "),
+        (("new.parquet", "theirs.csv"), "theirs by somebody else, or an older version: "),
+    ):  # fmt: skip
+        facts = read_results([tmp_path / name for name in names], None, None, Analysis()).facts
+        assert said in facts["Scored by"] if said else "Scored by" not in facts
 
 
 def test_models_are_named_apart(others: Path) -> None:
