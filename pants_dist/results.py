@@ -9,7 +9,8 @@ import pandas as pd
 from pants_dist import tables
 from pants_dist.bycenter import full_center_table, group_table
 from pants_dist.cases import listing
-from pants_dist.checklist import checklist
+from pants_dist.checklist import Study, checklist, checklist_table
+from pants_dist.config import Settings, load
 from pants_dist.errors import UserError
 from pants_dist.figures import of_centers, write_picture
 from pants_dist.metrics import DEFAULT_TOLERANCE_MM
@@ -30,6 +31,7 @@ from pants_dist.scores import (
 from pants_dist.sections import Section, analysis_section, primary_of, sections_of
 from pants_dist.shortcuts import with_shortcut
 from pants_dist.structures import LESION
+from pants_dist.tracking import read_summary
 from pants_dist.worst import pictures_of, worst_table
 
 ABSENT = {"seen": None, "center_kind": "", "split": ""}  # columns that a table may leave out
@@ -80,10 +82,23 @@ def report_results(
         found.facts["Changed"] = f"reported here before by {listing(list(said))}"
     parts.append(analysis_section(plan, others, declared=analysis is not None))
     _write_files(out, found, plan, by, parts)
-    checks = checklist(rows, len(found.models), plan, declared=analysis is not None)
+    run = results[0]
+    study = Study(
+        rows, len(found.models), plan, analysis is not None, _settings_of(run), read_summary(run), found.facts.get("Left out")
+    )
+    checks = checklist(study)
+    tables.write_table(out, "checklist", checklist_table(checks))
     primary = primary_of(rows, structures, plan)
     write_report(out, rows, structures, found.facts, found.pictures, by, parts, checks, primary)
     return found
+
+
+def _settings_of(run: Path) -> Settings | None:
+    """What a run was trained with; None of what is no run folder, or of one whose settings this version does not know."""
+    try:
+        return load(run / "config.yaml", []) if (run / "config.yaml").is_file() else None
+    except UserError:
+        return None
 
 
 def _write_files(out: Path, found: Results, plan: Analysis, by: str, parts: Sequence[Section]) -> None:

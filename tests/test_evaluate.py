@@ -201,7 +201,7 @@ COLUMNS = {  # of a row, by the version of scoring; structures' names left out
 
 
 def test_rows_of_another_version_are_scored_again(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """A version stands for its columns: who adds one raises it. Rows of an older one or of none are not taken, which is said."""
+    """A version stands for its columns: who adds one raises it. Rows of an older one or of none are scored again."""
     there = tmp_path / "r"
     shutil.copytree(run, there, ignore=shutil.ignore_patterns("evaluation-*", "wandb"))
     log = there / "evaluation" / "held_out" / "rows.jsonl"
