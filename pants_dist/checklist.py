@@ -200,7 +200,7 @@ def _evaluation(study: Study) -> Facts:
     held = f"{len(outside):,} cases of {outside['center'].nunique():,} held-out centers or groups"
     return {
         "measures": "by name in docs/evaluation.md; tolerances in analysis.json",
-        "uncertainty": f"95 % intervals; bootstraps of {analysis.draws:,}, seed {analysis.seed}; p adjusted ({analysis.adjust})",
+        "uncertainty": f"95 % intervals; {analysis.draws:,} resamples, seed {analysis.seed}; p adjusted ({analysis.adjust})",
         "beforehand": f"{analysis.primary}, digest {analysis.digest[:12]}: analysis.json" if study.declared else None,
         "robustness": "by group and subgroup: subgroups.csv" if apart else None,
         "internal": f"{len(inside):,} cases of seen centers" if len(inside) else None,
