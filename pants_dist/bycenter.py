@@ -134,11 +134,13 @@ def aucs_left(rows: pd.DataFrame) -> str:
     if counts.empty:
         return f"No AUC of {noun}: the rows have no truth or no score of lesions."
     last = counts.iloc[-1]
-    return (
-        f"{last['firm'] + last['hollow']} of {last['centers']} {noun} have the {FEWEST_FOR_AN_AUC} cases with and "
-        f"{FEWEST_FOR_AN_AUC} without a lesion that an AUC takes; {last['firm']} of them have {FEWEST_FOR_A_FIRM_ONE} and "
-        f"{FEWEST_FOR_A_FIRM_ONE}, the others are hollow."
+    given = int(last["firm"] + last["hollow"])
+    said = (
+        f"{given} of {last['centers']} {noun} have the {FEWEST_FOR_AN_AUC} cases with and {FEWEST_FOR_AN_AUC} without a lesion "
+        "that an AUC takes"
     )
+    firm = f"{last['firm']} of them have {FEWEST_FOR_A_FIRM_ONE} and {FEWEST_FOR_A_FIRM_ONE}, the others are hollow"
+    return f"{said}; {firm}." if given else f"{said}."
 
 
 def _truth_and_amounts(rows: pd.DataFrame, truth: str, score: str) -> tuple[np.ndarray, np.ndarray]:

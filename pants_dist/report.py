@@ -132,7 +132,7 @@ def print_table(centers: pd.DataFrame, structures: Sequence[str], console: "Cons
     more = len(structures) - len(names)
     console.print(
         "Sensitivity and specificity count patients; positive: any predicted lesion voxel. "
-        + (f"{more} more structures: in the report. " if more else "")
+        + (f"{more} more structure{'s' * (more > 1)}: in the report. " if more else "")
         + f"{verdict(centers)} {CONFOUNDED}", style="dim"
     )  # fmt: skip
 
