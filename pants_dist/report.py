@@ -63,7 +63,8 @@ def witnesses_of(rows: pd.DataFrame) -> Labels | None:
 
 
 def _center_row(center: str, seen: bool | None, part: pd.DataFrame, columns: list[str]) -> dict[str, Any]:
-    row = {"center": center, "center_kind": part["center_kind"].iloc[0], "seen": seen, "n": len(part)}
+    kind = "" if UNIT in part else part["center_kind"].iloc[0]  # groups of several centers are of no kind
+    row = {"center": center, "center_kind": kind, "seen": seen, "n": len(part)}
     row |= detection(part)
     for column in columns:
         found = t_interval(part[column], witnesses_of(part), bounds=(0, 1))

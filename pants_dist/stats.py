@@ -161,7 +161,8 @@ def predictive_values(
 
     Mercaldo, Lau & Zhou, Stat Med 2007;26:2170. With clusters (or centers, if `outermost`) the variance is that of the
     linearized logits summed within them, C / (C - 1) sum of squares (Binder, Int Stat Rev 1983;51:279), so that it knows
-    that cases of a center are alike and how sensitivity and specificity go together; t of C - 1 degrees. Where
+    that cases of a center are alike and how sensitivity and specificity go together, but never below that of independent
+    cases; t of C - 1 degrees. Where
     sensitivity or specificity is 0 or 1 the limits are Mercaldo's with adjusted counts (z^2 / 2 added to each cell), at the
     effective sizes of `clustered_wilson`; the estimates are the raw ones.
     """
@@ -173,7 +174,8 @@ def predictive_values(
     shares = tuple(float(right[side].mean()) for side in sides)
     labels = outermost(centers, clusters, known)
     if all(0 < share < 1 for share in shares):
-        logits, errors = _logits(shares, prevalence), _linear_errors(right[known], truth[known] == 1, shares, labels)
+        given = (right[known], truth[known] == 1, shares)
+        logits, errors = _logits(shares, prevalence), np.maximum(_linear_errors(*given, labels), _linear_errors(*given, None))
         degrees = math.inf if labels is None else len(set(labels)) - 1
     else:
         within = [outermost(centers, clusters, side) for side in sides]
