@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import pandas as pd
 
 from pants_dist import comparisons
-from pants_dist.bycenter import detection_row, score_known, truth_known, tuned_threshold
-from pants_dist.detection import TRUTHS
+from pants_dist.bycenter import detection_row, score_known, truth_known
+from pants_dist.detection import TRUTHS, tuned_threshold
 from pants_dist.errors import UserError
 from pants_dist.protocol import Analysis
 from pants_dist.report import centers_known, centers_of, patients_of
@@ -98,7 +98,7 @@ def _curves(
     banded: pd.DataFrame, groupings: list[tuple[str, ...]], truth: str, score: str, analysis: Analysis
 ) -> pd.DataFrame:
     """A line a subgroup: `bycenter.detection_row`, which the table by center has, too."""
-    threshold, lines = tuned_threshold(banded, truth, score, analysis), []
+    threshold, lines = tuned_threshold(banded, truth, score, analysis.specificity), []
     for by in groupings:
         groups = subgroups_of(banded, by)
         for name in ordered(groups):

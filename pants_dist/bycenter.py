@@ -11,22 +11,14 @@ import numpy as np
 import pandas as pd
 
 from pants_dist.cases import UNKNOWN
-from pants_dist.detection import (
-    LESION,
-    amounts_of,
-    component_wise,
-    curve,
-    named,
-    observed_thresholds,
-    operating_point,
-    threshold_at,
-    truth_of,
-)
+from pants_dist.detection import amounts_of, component_wise, named, operating_point, truth_of, tuned_threshold
 from pants_dist.gaps import center_estimates, descriptive_gap, paired_gap, random_effects, worst_center
 from pants_dist.protocol import Analysis
 from pants_dist.report import center_table, centers_of, patients_of, witnesses_of
 from pants_dist.roc import auc, clustered_auc, delong
+from pants_dist.scores import UNIT
 from pants_dist.stats import NAN, as_floats, brier, calibration, t_interval
+from pants_dist.structures import LESION
 
 FEWEST_FOR_AN_AUC, FEWEST_FOR_A_FIRM_ONE = 10, 20  # positives and negatives of a center: below blank; below hollow
 SCORES = ("lesion_max_logit", f"predicted_voxels/{LESION}", f"predicted_mm3/{LESION}")
@@ -67,22 +59,12 @@ def full_center_table(rows: pd.DataFrame, structures: Sequence[str], analysis: A
     truth, score = truth_known(rows), score_known(rows)
     if truth is None or score is None:
         return table
-    threshold = tuned_threshold(rows, truth, score, analysis)
+    threshold = tuned_threshold(rows, truth, score, analysis.specificity)
     extra = []
     for row in table.to_dict("records"):
         part = rows[(rows["center"] == row["center"]) & rows["seen"].isin([row["seen"]])]
         extra.append(detection_row(part, truth, score, threshold, analysis))
     return pd.concat([table, pd.DataFrame(extra)], axis=1)
-
-
-def tuned_threshold(rows: pd.DataFrame, truth: str, score: str, analysis: Analysis) -> float:
-    """The threshold whose specificity on seen tuning cases (split val_seen) is nearest; NaN where there are none."""
-    tuning = rows[rows["split"] == "val_seen"]
-    present = truth_of(tuning, truth)
-    amounts = amounts_of(tuning, score, present)
-    if not (present == 0).any() or np.isnan(amounts).all():
-        return NAN
-    return threshold_at(curve(present, amounts, observed_thresholds(amounts)), analysis.specificity)
 
 
 def detection_row(part: pd.DataFrame, truth: str, score: str, threshold: float, analysis: Analysis) -> dict[str, Any]:
@@ -95,10 +77,10 @@ def detection_row(part: pd.DataFrame, truth: str, score: str, threshold: float, 
     present, clusters = truth_of(part, truth), witnesses_of(part)
     amounts = amounts_of(part, score, present)
     row = _area(part, present, amounts, score, analysis)
-    found = operating_point(present, amounts, threshold, clusters)
+    found = operating_point(present, amounts, threshold, patients_of(part), centers_of(part))
     row |= named("tuned_sensitivity", found[0]) | named("tuned_specificity", found[1])
     if "lesion_components" in part:
-        hits = component_wise(part, clusters)
+        hits = component_wise(part, patients_of(part), centers_of(part))
         row |= {name.replace("sensitivity", "component_sensitivity"): hits[name] for name in named("sensitivity", found[0])}
     if LOGIT in part:
         logits = as_floats(part[LOGIT])
@@ -111,8 +93,7 @@ def detection_row(part: pd.DataFrame, truth: str, score: str, threshold: float, 
 def _area(part: pd.DataFrame, present: np.ndarray, amounts: np.ndarray, score: str, analysis: Analysis) -> dict[str, Any]:
     """AUC by DeLong where cases are independent (one center, no patient twice) and the score orders as probabilities do;
     else by bootstrap."""
-    known = ~np.isnan(present) & ~np.isnan(amounts)
-    fewer = min(int((present[known] == 1).sum()), int((present[known] == 0).sum()))
+    fewer = fewer_of((present, amounts))
     row: dict[str, Any] = {"auc": NAN, "auc/low": NAN, "auc/high": NAN, "auc/method": "", "scan_auc": NAN}
     row["auc/firm"] = fewer >= FEWEST_FOR_A_FIRM_ONE
     if fewer < FEWEST_FOR_AN_AUC:
@@ -130,17 +111,48 @@ def _interval(name: str, found: Any) -> dict[str, float]:
     return {name: found.value, f"{name}/low": found.low, f"{name}/high": found.high}
 
 
-def aucs_left(centers: pd.DataFrame) -> str:
-    """How many centers have an AUC, in a sentence."""
-    if "auc" not in centers:
-        return "No AUC by center: the rows have no truth or no score of lesions."
-    scored = centers["auc"].notna()
-    firm = scored & centers["auc/firm"].astype(bool)
-    return (
-        f"{int(scored.sum())} of {len(centers)} centers have the {FEWEST_FOR_AN_AUC} cases with and {FEWEST_FOR_AN_AUC} "
-        f"without a lesion that an AUC by center takes; {int(firm.sum())} of them have {FEWEST_FOR_A_FIRM_ONE} and "
-        f"{FEWEST_FOR_A_FIRM_ONE}, the others are hollow."
+def auc_counts(rows: pd.DataFrame) -> pd.DataFrame:
+    """How many centers (or what else the groups are) have an AUC: set (seen, held-out, "" if nobody knows), centers, firm,
+    hollow, blank; and a line "all" where there are several sets. Empty where rows have no truth or no score of lesions."""
+    truth, score = truth_known(rows), score_known(rows)
+    if truth is None or score is None:
+        return pd.DataFrame()
+    lines = []
+    for side, part in sides(rows):
+        sizes = np.array([fewer_of(_truth_and_amounts(own, truth, score)) for _, own in part.groupby("center")])
+        firm, given = int((sizes >= FEWEST_FOR_A_FIRM_ONE).sum()), int((sizes >= FEWEST_FOR_AN_AUC).sum())
+        lines.append({"set": side, "centers": sizes.size, "firm": firm, "hollow": given - firm, "blank": sizes.size - given})
+    table = pd.DataFrame(lines)
+    if len(lines) > 1:
+        table.loc[len(lines)] = {**table.sum(numeric_only=True), "set": "all"}
+    return table
+
+
+def aucs_left(rows: pd.DataFrame) -> str:
+    """How many of the centers (or other groups) have an AUC, in a sentence."""
+    counts, noun = auc_counts(rows), "groups" if UNIT in rows else "centers"
+    if counts.empty:
+        return f"No AUC of {noun}: the rows have no truth or no score of lesions."
+    last = counts.iloc[-1]
+    given = int(last["firm"] + last["hollow"])
+    said = (
+        f"{given} of {last['centers']} {noun} have the {FEWEST_FOR_AN_AUC} cases with and {FEWEST_FOR_AN_AUC} without a lesion "
+        "that an AUC takes"
     )
+    firm = f"{last['firm']} of them have {FEWEST_FOR_A_FIRM_ONE} and {FEWEST_FOR_A_FIRM_ONE}, the others are hollow"
+    return f"{said}; {firm}." if given else f"{said}."
+
+
+def _truth_and_amounts(rows: pd.DataFrame, truth: str, score: str) -> tuple[np.ndarray, np.ndarray]:
+    present = truth_of(rows, truth)
+    return present, amounts_of(rows, score, present)
+
+
+def fewer_of(scored: tuple[np.ndarray, np.ndarray]) -> int:
+    """The smaller number of cases with and without a lesion among those whose truth and amount are known."""
+    present, amounts = scored
+    known = ~np.isnan(amounts)
+    return min(int((present[known] == 1).sum()), int((present[known] == 0).sum()))
 
 
 def gap_table(rows: pd.DataFrame, structures: Sequence[str], analysis: Analysis) -> pd.DataFrame:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 FIRST_TEST_NUMBER = 9001  # PanTS_00009001 and later are the official test split
 UNKNOWN = "unknown"
+BASEL = "University Hospital Basel"
 EMPTY_CELLS = ("", "NA", "nan", "None")
 
 
@@ -43,13 +44,24 @@ def hospital(name: str) -> str:
     return aliases().get(tidy(name).casefold(), tidy(name))
 
 
+def center_named(name: str) -> str:
+    """The center that somebody's cell names, in any spelling: its hospital, "unknown" for none.
+
+    "University Hospital Basel (C)" is that hospital; a bare letter stays, for outside PanTS anyone may call a site "A".
+    """
+    text = tidy(name)
+    if text.casefold() in (UNKNOWN, *(cell.casefold() for cell in EMPTY_CELLS)):
+        return UNKNOWN
+    return BASEL if re.match(rf"{BASEL}\b", text, re.IGNORECASE) else hospital(text)
+
+
 def center_of(site: str | None, site_detail: str | None) -> tuple[str, str]:
     """(center, kind) of a scan by PanTS's `site` and `site detail`; kind is "single", "pool" or "unknown"."""
     site, detail = tidy(site or ""), tidy(site_detail or "")
     if site in EMPTY_CELLS:
         return UNKNOWN, UNKNOWN
     if re.fullmatch("[A-J]", site):
-        return "University Hospital Basel", "single"
+        return BASEL, "single"
     if site == "1 Site" and detail not in EMPTY_CELLS:
         center = hospital(detail)
         return center, UNKNOWN if center == UNKNOWN else "single"

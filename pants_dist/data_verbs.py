@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pants_dist.errors import UserError
 from pants_dist.parser import Given, Parser, add_convert, add_settings, ends, settings_of
 
 
@@ -130,6 +131,8 @@ def _scans_of(source: Path) -> Any:
 
     if source.is_file():
         return scans_of_metadata(source)
+    if source.suffix.lower() in (".xlsx", ".xlsm", ".csv") and not source.exists():
+        raise UserError(f"metadata {source}: no such file; give the released metadata.xlsx, or a store's folder")
     with shown("ducts") as tell:
         return scans_of_store(open_store(source), tell)
 

@@ -47,6 +47,7 @@ COPIED = (
     "study_year",
     "tumor_flag",
 )
+SCORING = 2  # raised with any change of a row's columns or of how they come about; rows of another one are not taken
 SHOWN_FAILURES = 10
 SHOWN_CENTERS = 32  # at most have a metric of their own; the table has all
 
@@ -85,7 +86,7 @@ def score(
     table = holding(structures, store.palette(case), store.structures(case))
     reference = Masks(structures, lambda name: table[:, structures.index(name)][codes])
     row = {name: store.value(case, name) for name in COPIED}
-    row |= {"split": split, "seen": seen, "status": "scored", "failure": ""}
+    row |= {"split": split, "seen": seen, "status": "scored", "failure": "", "scoring": SCORING}
     row |= {"n_voxels": image.size, "spacing_z_mm": spacing[0]}
     try:
         found = predict(case, image)
@@ -185,6 +186,7 @@ class Evaluation:
         """What its rows are of; others are not taken for them."""
         tolerances = self.analysis.tolerances_mm
         return self.system.head | {
+            "scoring": SCORING,
             "tolerances_mm": {name: tolerances.get(name, DEFAULT_TOLERANCE_MM) for name in self.system.structures}
         }
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 BY_MEAN = (AGE, TUMORS)  # told as mean (SD); other numbers as median (quartiles)
 SCANS = "scans"
 TESTED = ("variable", "test", "p", "smd")  # columns of `contrasts`
-SHOWN_GROUPS = 4  # columns that a terminal has room for
+SHOWN_GROUPS = 4  # on a terminal, at most
+PADDING = 3  # columns of a terminal between two of the table
 
 
 @dataclass(frozen=True)
@@ -188,10 +189,13 @@ def write_table(path: Path, found: Population) -> None:
 
 
 def print_population(found: Population, console: "Console") -> None:
-    """Table and tests on a terminal; of many groups the largest."""
+    """Table and tests on a terminal; of many groups the largest, as many as it has room for."""
     wide = side_by_side(found)
     wide["variable"] = wide["variable"].mask(wide["variable"].duplicated(), "")
-    more = [name for name in wide if name not in ("variable", "level", "published", "corrected", "SMD")][SHOWN_GROUPS:]
+    groups = [name for name in wide if name not in ("variable", "level", "published", "corrected", "SMD")]
+    room = console.width - sum(_longest_word(wide, name) + PADDING for name in wide if name not in groups)
+    taken = np.cumsum([_longest_word(wide, name) + PADDING for name in groups])
+    more = groups[max(min(int((taken <= room).sum()), SHOWN_GROUPS), 1) :]
     _print_table("Population", wide.drop(columns=more), ("variable", "level"), console)
     if more:
         console.print(f"{len(more)} more groups: --out FILE.csv writes them all", style="dim")
@@ -205,13 +209,31 @@ def print_population(found: Population, console: "Console") -> None:
         _print_table(" against ".join(found.pair), shown, ("variable", "test"), console)
 
 
+def _widths(cells: pd.DataFrame, room: int) -> dict[str, int | None]:
+    """Characters of each column: as its longest word, and more where most is lacking; None where not all words fit."""
+    widths = {name: _longest_word(cells, name) for name in cells}
+    whole = {name: max(width, *map(len, cells[name])) for name, width in widths.items()}
+    spare = room - sum(widths.values())
+    if spare < 0:
+        return dict.fromkeys(widths)
+    for _ in range(min(spare, sum(whole.values()) - sum(widths.values()))):
+        widths[max(widths, key=lambda name: whole[name] - widths[name])] += 1
+    return dict(widths)
+
+
+def _longest_word(cells: pd.DataFrame, name: str) -> int:
+    """Characters below which a column would be cut within words."""
+    return max(len(word) for cell in (str(name), *cells[name]) for word in (cell.split() or [""]))
+
+
 def _print_table(title: str, cells: pd.DataFrame, to_the_left: Sequence[str], console: "Console") -> None:
     from rich import box
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in cells:
-        table.add_column(str(name), justify="left" if name in to_the_left else "right", overflow="fold")
+    for name, width in _widths(cells, console.width - PADDING * cells.shape[1]).items():
+        side: Literal["left", "right"] = "left" if name in to_the_left else "right"
+        table.add_column(str(name), justify=side, overflow="fold", width=width)
     for row in cells.itertuples(index=False, name=None):
         table.add_row(*row)
     console.print(table)

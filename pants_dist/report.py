@@ -63,7 +63,8 @@ def witnesses_of(rows: pd.DataFrame) -> Labels | None:
 
 
 def _center_row(center: str, seen: bool | None, part: pd.DataFrame, columns: list[str]) -> dict[str, Any]:
-    row = {"center": center, "center_kind": part["center_kind"].iloc[0], "seen": seen, "n": len(part)}
+    kind = "" if UNIT in part else part["center_kind"].iloc[0]  # groups of several centers are of no kind
+    row = {"center": center, "center_kind": kind, "seen": seen, "n": len(part)}
     row |= detection(part)
     for column in columns:
         found = t_interval(part[column], witnesses_of(part), bounds=(0, 1))
@@ -82,7 +83,8 @@ def detection(rows: pd.DataFrame) -> dict[str, Any]:
     nothing = Estimate(NAN, NAN, NAN, 0)
     sensitivity, specificity = nothing, nothing
     if "lesion_present" in rows and "lesion_predicted" in rows:
-        sensitivity, specificity = sensitivity_specificity(rows["lesion_present"], rows["lesion_predicted"], witnesses_of(rows))
+        given = (rows["lesion_present"], rows["lesion_predicted"], patients_of(rows), centers_of(rows))
+        sensitivity, specificity = sensitivity_specificity(*given)
     return {"positives": sensitivity.n, **named("sensitivity", sensitivity), **named("specificity", specificity)}
 
 
@@ -131,7 +133,7 @@ def print_table(centers: pd.DataFrame, structures: Sequence[str], console: "Cons
     more = len(structures) - len(names)
     console.print(
         "Sensitivity and specificity count patients; positive: any predicted lesion voxel. "
-        + (f"{more} more structures: in the report. " if more else "")
+        + (f"{more} more structure{'s' * (more > 1)}: in the report. " if more else "")
         + f"{verdict(centers)} {CONFOUNDED}", style="dim"
     )  # fmt: skip
 

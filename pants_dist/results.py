@@ -9,7 +9,8 @@ import pandas as pd
 from pants_dist import tables
 from pants_dist.bycenter import full_center_table, group_table
 from pants_dist.cases import listing
-from pants_dist.checklist import checklist
+from pants_dist.checklist import Study, checklist, checklist_table
+from pants_dist.config import Settings, load
 from pants_dist.errors import UserError
 from pants_dist.figures import of_centers, write_picture
 from pants_dist.metrics import DEFAULT_TOLERANCE_MM
@@ -30,6 +31,7 @@ from pants_dist.scores import (
 from pants_dist.sections import Section, analysis_section, primary_of, sections_of
 from pants_dist.shortcuts import with_shortcut
 from pants_dist.structures import LESION
+from pants_dist.tracking import read_summary
 from pants_dist.worst import pictures_of, worst_table
 
 ABSENT = {"seen": None, "center_kind": "", "split": ""}  # columns that a table may leave out
@@ -59,8 +61,8 @@ def report_results(
     metadata: Path | None = None,
     group: str | None = None,
     analysis: Path | None = None,
-) -> pd.DataFrame:
-    """Write OUT/report.html with its tables and figures as files; returns the first model's rows, one a case.
+) -> Results:
+    """Write OUT/report.html with its tables and figures as files; returns rows and facts.
 
     Each of `results` is one model: a run's folder, a folder with cases.parquet, or a table (parquet or CSV) with a case
     column and a column a structure. `group` names the column, of the rows or of `metadata`, that takes the center's place.
@@ -80,10 +82,23 @@ def report_results(
         found.facts["Changed"] = f"reported here before by {listing(list(said))}"
     parts.append(analysis_section(plan, others, declared=analysis is not None))
     _write_files(out, found, plan, by, parts)
-    checks = checklist(rows, len(found.models), plan, declared=analysis is not None)
+    run = results[0]
+    study = Study(
+        rows, len(found.models), plan, analysis is not None, _settings_of(run), read_summary(run), found.facts.get("Left out")
+    )
+    checks = checklist(study)
+    tables.write_table(out, "checklist", checklist_table(checks))
     primary = primary_of(rows, structures, plan)
     write_report(out, rows, structures, found.facts, found.pictures, by, parts, checks, primary)
-    return rows
+    return found
+
+
+def _settings_of(run: Path) -> Settings | None:
+    """What a run was trained with; None of what is no run folder, or of one whose settings this version does not know."""
+    try:
+        return load(run / "config.yaml", []) if (run / "config.yaml").is_file() else None
+    except UserError:
+        return None
 
 
 def _write_files(out: Path, found: Results, plan: Analysis, by: str, parts: Sequence[Section]) -> None:
@@ -105,7 +120,7 @@ def _write_files(out: Path, found: Results, plan: Analysis, by: str, parts: Sequ
 
 def read_results(results: Sequence[Path], metadata: Path | None, group: str | None, plan: Analysis) -> Results:
     """Rows of every model with their group as `center`; see `report_results`."""
-    found, known = Results(), read_metadata(metadata) if metadata else None
+    found, known, folded = Results(), read_metadata(metadata) if metadata else None, dict[str, str]()
     for name, result in zip(model_names(results), results, strict=True):
         files = tables_of(result)
         rows = pd.concat([read_rows(path) for path in files], ignore_index=True)
@@ -118,25 +133,44 @@ def read_results(results: Sequence[Path], metadata: Path | None, group: str | No
                 rows["center_prevalence"] = shares
             if lost:
                 found.facts["Left out"] = f"{len(lost)} cases of {name} that are not in the metadata: {listing(lost, 3)}"
-        found.models[name] = _grouped(rows, group, result, plan)
+        found.models[name], names = _grouped(rows, group, result, plan)
+        folded |= names
         if len(found.models) == 1:
             found.pictures = pictures_of(found.models[name], [path.parent / "worst" for path in files])
     read = {"Rows": _listed([path for result in results for path in tables_of(result)])}
     found.facts = read | ({"Metadata": str(metadata)} if metadata else {}) | found.facts
+    if folded:
+        said = listing([f"{name} is {center}" for name, center in folded.items()], 3)
+        found.facts["Centers"] = f"{len(folded)} spellings folded into {len(set(folded.values()))} centers: {said}"
+    if versions := _scored_by(found.models):
+        found.facts["Scored by"] = versions
     if len(found.models) > 1:
         first, *others = found.models
         found.facts["Report on"] = f"{first}, compared with {listing(others)}"
     return found
 
 
-def _grouped(rows: pd.DataFrame, group: str | None, result: Path, plan: Analysis) -> pd.DataFrame:
+def _scored_by(models: dict[str, pd.DataFrame]) -> str | None:
+    """Which version of scoring made the rows of each model, where it is not one for all; None where it is."""
+    versions = {
+        name: sorted(f"version {int(one)}" for one in rows.get("scoring", pd.Series(dtype=float)).dropna().unique())
+        for name, rows in models.items()
+    }
+    parts = {name: " and ".join(found) or "somebody else, or an older version" for name, found in versions.items()}
+    if len(set(parts.values())) == 1 and all(len(found) < 2 for found in versions.values()):
+        return None
+    said = "; ".join(f"{name} by {part}" for name, part in parts.items())
+    return f"{said}: figures may differ in definition; pants-dist evaluate scores a run's cases again"
+
+
+def _grouped(rows: pd.DataFrame, group: str | None, result: Path, plan: Analysis) -> tuple[pd.DataFrame, dict[str, str]]:
     if group is None and "center" not in rows:
         raise UserError(f"results {result}: no column center; give --metadata FILE --group COLUMN")
     rows = rows.assign(**{name: value for name, value in ABSENT.items() if name not in rows})
-    rows = grouped(rows, group or "center", f"{result} and the metadata")
+    rows, folded = grouped(rows, group or "center", f"{result} and the metadata")
     if (amount := f"predicted_voxels/{LESION}") in rows:
         rows["lesion_predicted"] = (rows[amount] > plan.lesion_voxels).astype(object).where(rows[amount].notna(), None)
-    return rows
+    return rows, folded
 
 
 def _check_models(found: Results, plan: Analysis, declared: bool) -> None:

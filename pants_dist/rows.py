@@ -25,6 +25,20 @@ def known_rows(folder: Path, head: Row, counts: Callable[[Row], bool] = bool) ->
     return rows
 
 
+def passed_over(folder: Path, head: Row) -> str | None:
+    """A line on rows in the folder that are of something else, and in what that differs; None where there are none."""
+    count, differs = 0, set[str]()
+    for path in sorted(folder.glob("rows*.jsonl")):
+        lines = _whole_lines(path)
+        if len(lines) > 1 and lines[0] != head:
+            count += len(lines) - 1
+            differs |= {name for name in head if lines[0].get(name) != head[name]}
+    if not count:
+        return None
+    made = " and ".join(name.replace("_", " ") for name in sorted(differs))
+    return f"{folder.name}: {count:,} rows that are there were made with another {made}; those cases are scored again"
+
+
 class Rows:
     """What one writer adds to a folder: he who does slice (i, n) of the cases. A file with another head is begun anew."""
 

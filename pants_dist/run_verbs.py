@@ -81,7 +81,7 @@ def evaluate(given: Given) -> int:
     order = Order(given.run, (given.split,) if given.split else None, given.predictions, given.mirror, given.analysis)
     slice_ = parse_slice(given.slice) if given.slice else WHOLE
     with shown("evaluate") as tell:
-        rows = evaluate_on(order, given.ranks, slice_, tell)
+        rows = evaluate_on(order, given.ranks, slice_, tell, print)
     if rows is None:
         return ends(0, "the other slices; whichever is through last writes the tables and the report")
     for line in failure_lines(rows):
@@ -94,8 +94,10 @@ def report(given: Given) -> int:
     """Tables, figures and report.html again, from runs' rows or from tables of other people's; several are compared."""
     from pants_dist.results import report_results
 
-    rows = report_results(given.results, given.out, given.metadata, given.group, given.analysis)
-    _print_centers(rows, given.group or "center")
+    found = report_results(given.results, given.out, given.metadata, given.group, given.analysis)
+    for name in (name for name in ("Left out", "Centers", "Scored by") if name in found.facts):
+        print(f"{name}: {found.facts[name]}")
+    _print_centers(found.rows, given.group or "center")
     return ends(0, "open", given.out / "report.html")
 
 
@@ -115,11 +117,13 @@ def dashboard(given: Given) -> int:
 def _print_centers(rows: Any, by: str = "center") -> None:
     from rich.console import Console
 
+    from pants_dist.bycenter import aucs_left
     from pants_dist.report import center_table, print_table
     from pants_dist.results import structures_of
 
-    structures = structures_of(rows)
-    print_table(center_table(rows, structures), structures, Console(), by)
+    structures, console = structures_of(rows), Console()
+    print_table(center_table(rows, structures), structures, console, by)
+    console.print(aucs_left(rows), style="dim")
 
 
 def add_run_verbs(add: Callable[[Callable[[Given], int]], Parser]) -> None:

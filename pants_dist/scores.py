@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pants_dist.cases import EMPTY_CELLS, center_of, listing, tidy
+from pants_dist.cases import EMPTY_CELLS, UNKNOWN, center_named, center_of, listing, tidy
 from pants_dist.cohort import through_plane_axis
 from pants_dist.duplicates import FINGERPRINT, fingerprint
 from pants_dist.errors import UserError
@@ -239,20 +239,36 @@ def prevalence_elsewhere(metadata: pd.DataFrame, rows: pd.DataFrame) -> pd.Serie
     if others.empty:
         return None
     flags = others["tumor_flag"].astype(float)
-    centers = rows["case"].map(metadata.set_index("case")["center"])
-    return centers.map(flags.groupby(others["center"]).mean()).fillna(flags.mean())
+    centers = rows["case"].map(metadata.set_index("case")["center"].map(center_named))
+    return centers.map(flags.groupby(others["center"].map(center_named)).mean()).fillna(flags.mean())
 
 
-def grouped(rows: pd.DataFrame, column: str, where: str) -> pd.DataFrame:
-    """Rows with the groups of `column` as `center`; where that is no column of centers, UNIT has the center of each case.
+def grouped(rows: pd.DataFrame, column: str, where: str) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Rows with the groups of `column` as `center`, and which names of centers were folded into which (cases.center_named).
 
-    Raises UserError where there is no such column.
+    Of PanTS's `site` and `site detail`, neither of which is a center, the groups are the centers that both say together.
+    Where groups are no centers, UNIT has the center of each case. Raises UserError where there is no such column.
     """
+    if {"site", "site detail", "center"} <= set(rows) and _plain(column) in ("site", "site detail"):
+        column = "center"
+    if _plain(column) in CENTERS:
+        names = labels_of(rows, column, where)
+        return _of_centers(rows, [center_named(name) for name in names]), _folded(names)
     groups = labels_of(rows, column, where)
-    if _plain(column) not in CENTERS or (_plain(column) == "site" and "site detail" in rows):  # PanTS's "1 Site" is no center
-        own = next((name for wanted in CENTERS for name in rows if _plain(name) == wanted), None)
-        rows = rows.assign(**{UNIT: labels_of(rows, own, where) if own else None})
-    return rows.assign(center=groups)
+    own = next((name for wanted in CENTERS for name in rows if _plain(name) == wanted), None)
+    names = labels_of(rows, own, where) if own else []
+    return rows.assign(**{UNIT: [center_named(name) for name in names] if own else None}, center=groups), _folded(names)
+
+
+def _of_centers(rows: pd.DataFrame, centers: list[str]) -> pd.DataFrame:
+    """Rows of these centers; one that nobody knows is of that kind, if nobody says of which."""
+    unknown = rows["center_kind"].eq("") & np.array([center == UNKNOWN for center in centers])
+    return rows.assign(center=centers, center_kind=rows["center_kind"].mask(unknown, UNKNOWN))
+
+
+def _folded(names: Sequence[str]) -> dict[str, str]:
+    """Each spelling that is not the center's own name -> the center."""
+    return {name: center_named(name) for name in sorted(set(names)) if center_named(name) != name}
 
 
 def labels_of(rows: pd.DataFrame, column: str, where: str) -> list[str]:
@@ -262,7 +278,7 @@ def labels_of(rows: pd.DataFrame, column: str, where: str) -> list[str]:
     if found is None:
         raise UserError(f"--group {column}: no such column in {where}; there are {listing(_groupable(rows), 20)}")
     cells = rows[found].map(lambda cell: "" if cell is None or cell != cell else tidy(cell))
-    return ["unknown" if cell in BLANK else cell for cell in cells]
+    return [UNKNOWN if cell in BLANK else cell for cell in cells]
 
 
 def _groupable(rows: pd.DataFrame) -> Sequence[str]:

@@ -10,9 +10,10 @@ import pandas as pd
 from pants_dist import bycenter, comparisons, curves, shortcuts
 from pants_dist.breakdown import breakdown
 from pants_dist.cases import UNKNOWN
-from pants_dist.detection import absent_table, amounts_of, carried_over, detection_table, truth_of
+from pants_dist.detection import absent_table, amounts_of, truth_of
 from pants_dist.figures import Picture, spoken
 from pants_dist.metrics import DEFAULT_TOLERANCE_MM
+from pants_dist.presets import carried_over, detection_table
 from pants_dist.protocol import Analysis
 from pants_dist.protocol import spoken as spoken_choices
 from pants_dist.report import center_table, centers_known, centers_of, patients_of, tolerances_of, witnesses_of
@@ -159,12 +160,16 @@ def _detection(rows: pd.DataFrame, structures: Sequence[str], analysis: Analysis
     centers = bycenter.full_center_table(rows, structures, analysis)
     remark = (
         f"Truth by {truth}, score {score}; a patient is positive above {analysis.lesion_voxels} predicted voxels. "
-        f"{bycenter.aucs_left(centers)} An AUC over all cases also rewards knowing the center, so it stands beside shortcuts "
+        f"{bycenter.aucs_left(rows)} An AUC over all cases also rewards knowing the center, so it stands beside shortcuts "
         "that never look at the scan; within centers each case with a lesion is compared with the others of its own center "
-        f"only. tuned_*: at the threshold with specificity {analysis.specificity:.2f} on seen tuning cases, carried over."
+        f"only. tuned_*: at the threshold with specificity {analysis.specificity:.2f} on seen tuning cases, carried over. "
+        "Intervals of shares are over centers, of fewer than 5 over suspected patients; of AUCs over centers and FROC scores "
+        "by a bootstrap of centers, then patients."
     )
     marked = _auc_marked(centers).rename(columns={"center": by})
+    counts = bycenter.auc_counts(rows).rename(columns={"centers": f"{by}s"})
     tables = [
+        ("auc_counts", f"How many {by}s have an AUC: firm from 20 with and 20 without a lesion, hollow from 10 and 10", counts),
         ("shortcuts", "AUC of the model and of shortcuts", shortcuts.auc_table(rows, analysis)),
         ("detection", f"Detection by {by}", _with_intervals(marked, [by, "set", "positives", *DETECTION])),
         ("calibration_table", f"Calibration by {by}", _with_intervals(marked, [by, "set", "n", *CALIBRATION])),

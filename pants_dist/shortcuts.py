@@ -52,7 +52,7 @@ def shortcut_scores(rows: pd.DataFrame, present: np.ndarray) -> dict[str, np.nda
 
 
 def with_shortcut_areas(presets: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
-    """Every line of `detection.detection_table` that has an AUC with the shortcuts' beside it, by the same truth."""
+    """Every line of `presets.detection_table` that has an AUC with the shortcuts' beside it, by the same truth."""
     table = presets.copy()
     for truth in presets["truth"].unique():
         present = truth_of(rows, truth)

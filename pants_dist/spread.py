@@ -12,22 +12,28 @@ import torch
 from pants_dist.cluster import die_with_parent, usable_cores
 from pants_dist.errors import UserError
 from pants_dist.evaluate import Evaluation, Order, open_evaluation
-from pants_dist.rows import WHOLE
+from pants_dist.rows import WHOLE, passed_over
 
 SECONDS_BETWEEN_LOOKS = 1.0
 
 
 def evaluate_on(
-    order: Order, ranks: int | None = None, slice_: tuple[int, int] = WHOLE, on_case: Callable[..., None] | None = None
+    order: Order,
+    ranks: int | None = None,
+    slice_: tuple[int, int] = WHOLE,
+    on_case: Callable[..., None] | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> pd.DataFrame | None:
     """As `evaluate.evaluate`, by so many processes of this machine: one for each GPU, or one, unless told.
 
-    `on_case(done, total)` is called now and then. Raises UserError, too, where a process failed, once the others are
-    through; what they scored is kept.
+    `on_case(done, total)` is called now and then, `say(line)` where rows are there that are not taken. Raises UserError, too,
+    where a process failed, once the others are through; what they scored is kept.
     """
     if ranks is not None and ranks < 1:
         raise UserError(f"--ranks {ranks}: must be at least 1")
     evaluation = open_evaluation(order)
+    for line in filter(None, (passed_over(evaluation.folder / split, evaluation.head) for split in evaluation.splits)):
+        say(line)
     ranks = ranks or max(torch.cuda.device_count(), 1)
     if ranks == 1:
         evaluation.score(slice_, on_case)

@@ -42,12 +42,16 @@ def critical(level: float, degrees: float) -> float:
     return float(stats.t.ppf((1 + level) / 2, degrees))
 
 
-def outermost(centers: Labels, clusters: Labels | None, fewest: int = FEWEST) -> Labels | None:
-    """What counts as one in an interval: centers, whose cases are alike, if there are `fewest`; else the clusters within.
+def outermost(centers: Labels | None, clusters: Labels | None, keep: np.ndarray | None = None) -> Labels | None:
+    """What counts as one in an interval: centers, whose cases are alike, if there are FEWEST; else the clusters within.
 
-    Clusters of the outermost stage carry the variance of all stages (Cochran, Sampling Techniques 1977, 11.2).
+    Clusters of the outermost stage carry the variance of all stages (Cochran, Sampling Techniques 1977, 11.2). Labels of
+    the cases in `keep` (n,) alone, if it is given; None where neither is known.
     """
-    return centers if len(set(centers)) >= fewest else clusters
+    places, inner = (
+        labels if labels is None or keep is None else np.asarray(labels, object)[keep] for labels in (centers, clusters)
+    )
+    return places if places is not None and len(set(places)) >= FEWEST else inner
 
 
 def t_interval(
@@ -90,78 +94,139 @@ def wilson(successes: float, n: float, level: float = 0.95) -> Estimate:
 def clustered_wilson(hits: Iterable[Any], clusters: Labels, level: float = 0.95) -> Estimate:
     """Proportion of true values with Wilson's interval at the effective sample size of clustered cases.
 
-    n_eff = p (1 - p) / variance, the variance over clusters as in `t_interval`, never above n (Korn & Graubard, Survey
-    Methodology 1998;24:193; with Wilson: Franco et al., J Surv Stat Methodol 2019;7:334). Where all agree, n_eff is the
-    number of clusters.
+    n_eff = p (1 - p) / variance, the variance over clusters as in `t_interval`, never above n, times the squared ratio of
+    Student's critical values with n - 1 and C - 1 degrees, for the variance of few clusters is itself uncertain (Korn &
+    Graubard, Survey Methodology 1998;24:193; with Wilson: Franco et al., J Surv Stat Methodol 2019;7:334). Where all agree,
+    n_eff is the number of clusters.
     """
     found = as_floats(hits)
     keep = ~np.isnan(found)
     found = found[keep]
     if not found.size:
         return wilson(0, 0, level)
-    labels = numbered(np.asarray(clusters, object)[keep])
+    effective = _effective_size(found, numbered(np.asarray(clusters, object)[keep]), level)
+    return wilson(float(found.mean()) * effective, effective, level)._replace(n=int(found.size))
+
+
+def _effective_size(found: np.ndarray, labels: np.ndarray, level: float) -> float:
+    """As how many independent values these 0 and 1 count, whose clusters are numbered: see `clustered_wilson`."""
     share, count = float(found.mean()), int(labels.max()) + 1
-    effective: float = count
-    if 0 < share < 1 and count > 1:
-        squares = float((np.bincount(labels, weights=found - share) ** 2).sum())
-        variance = count / (count - 1) * squares / found.size**2
-        effective = min(share * (1 - share) / variance, found.size) if variance else count
-    return wilson(share * effective, effective, level)._replace(n=int(found.size))
+    squares = float((np.bincount(labels, weights=found - share) ** 2).sum())
+    if not 0 < share < 1 or count < 2 or not squares:
+        return count
+    variance = count / (count - 1) * squares / found.size**2
+    uncertain = critical(level, found.size - 1) / critical(level, count - 1)
+    return min(share * (1 - share) / variance, found.size) * uncertain**2
 
 
 def sensitivity_specificity(
-    present: Iterable[Any], predicted: Iterable[Any], clusters: Labels | None = None, level: float = 0.95
+    present: Iterable[Any],
+    predicted: Iterable[Any],
+    clusters: Labels | None = None,
+    centers: Labels | None = None,
+    level: float = 0.95,
 ) -> tuple[Estimate, Estimate]:
     """Share of positives that are predicted, and of negatives that are not, with Wilson's intervals.
 
-    Cases whose truth is None or NaN are left out. A prediction that is None is a failure and counts against the system
-    on both sides: a miss where the lesion is present, a false alarm where it is not (intention to diagnose: Schuetz et
-    al., BMJ 2012;345:e6717).
+    The intervals count what is `outermost` among the positives, and among the negatives. Cases whose truth is None or NaN
+    are left out. A prediction that is None is a failure and counts against the system on both sides: a miss where the
+    lesion is present, a false alarm where it is not (intention to diagnose: Schuetz et al., BMJ 2012;345:e6717).
     """
-    truth, found = as_floats(present), as_floats(predicted)
-    right = np.where(np.isnan(found), 0.0, found == truth)
+    truth, right = _judged(present, predicted)
     parts = []
     for side in (truth == 1, truth == 0):
-        if clusters is None:
+        labels = outermost(centers, clusters, side)
+        if labels is None:
             parts.append(wilson(float(right[side].sum()), int(side.sum()), level))
         else:
-            parts.append(clustered_wilson(right[side], np.asarray(clusters)[side], level))
+            parts.append(clustered_wilson(right[side], labels, level))
     return parts[0], parts[1]
 
 
+def _judged(present: Iterable[Any], predicted: Iterable[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Truth (1, 0, NaN) and whether the prediction is right (1 or 0; one that is missing never is), each (n,)."""
+    truth, found = as_floats(present), as_floats(predicted)
+    return truth, np.where(np.isnan(found), 0.0, found == truth)
+
+
 def predictive_values(
-    true_positives: int, positives: int, true_negatives: int, negatives: int, prevalence: float, level: float = 0.95
+    present: Iterable[Any],
+    predicted: Iterable[Any],
+    prevalence: float,
+    clusters: Labels | None = None,
+    centers: Labels | None = None,
+    level: float = 0.95,
 ) -> tuple[Estimate, Estimate]:
-    """PPV and NPV at a stated prevalence, with logit intervals by the delta method.
+    """PPV and NPV at a stated prevalence, with logit intervals by the delta method; predictions as above.
 
-    Mercaldo, Lau & Zhou, Stat Med 2007;26:2170. Where sensitivity or specificity is 0 or 1 the limits use their adjusted
-    counts (z^2 / 2 added to each cell), the estimates the raw ones.
+    Mercaldo, Lau & Zhou, Stat Med 2007;26:2170. With clusters (or centers, if `outermost`) the variance is that of the
+    linearized logits summed within them, C / (C - 1) sum of squares (Binder, Int Stat Rev 1983;51:279), so that it knows
+    that cases of a center are alike and how sensitivity and specificity go together, but never below that of independent
+    cases; t of C - 1 degrees. Where
+    sensitivity or specificity is 0 or 1 the limits are Mercaldo's with adjusted counts (z^2 / 2 added to each cell), at the
+    effective sizes of `clustered_wilson`; the estimates are the raw ones.
     """
-    z = float(stats.norm.ppf((1 + level) / 2))
-    if not positives or not negatives:
-        return (Estimate(NAN, NAN, NAN, positives + negatives),) * 2
-    raw = (true_positives, positives, true_negatives, negatives)
-    extreme = true_positives in (0, positives) or true_negatives in (0, negatives)
-    counts = (raw[0] + z**2 / 2, raw[1] + z**2, raw[2] + z**2 / 2, raw[3] + z**2) if extreme else raw
-    odds = prevalence / (1 - prevalence)
-    sensitivity, specificity = counts[0] / counts[1], counts[2] / counts[3]
-    logits = (
-        math.log(sensitivity * odds / (1 - specificity)),
-        math.log(specificity / ((1 - sensitivity) * odds)),
-    )
-    errors = (
-        math.sqrt((1 - sensitivity) / counts[0] + specificity / (counts[3] - counts[2])),
-        math.sqrt(sensitivity / (counts[1] - counts[0]) + (1 - specificity) / counts[2]),
-    )
-    found = []
-    for value, logit, error in zip(_predictive(raw, prevalence), logits, errors, strict=True):
-        low, high = (1 / (1 + math.exp(-(logit + way * z * error))) for way in (-1, 1))
-        found.append(Estimate(value, low, high, positives + negatives))
-    return found[0], found[1]
+    truth, right = _judged(present, predicted)
+    known, sides = ~np.isnan(truth), (truth == 1, truth == 0)
+    n = int(known.sum())
+    if not sides[0].any() or not sides[1].any():
+        return (Estimate(NAN, NAN, NAN, n),) * 2
+    shares = tuple(float(right[side].mean()) for side in sides)
+    labels = outermost(centers, clusters, known)
+    if all(0 < share < 1 for share in shares):
+        given = (right[known], truth[known] == 1, shares)
+        logits, errors = _logits(shares, prevalence), np.maximum(_linear_errors(*given, labels), _linear_errors(*given, None))
+        degrees = math.inf if labels is None else len(set(labels)) - 1
+    else:
+        within = [outermost(centers, clusters, side) for side in sides]
+        logits, errors = _mercaldo_adjusted([right[side] for side in sides], within, prevalence, level)
+        degrees = math.inf
+    half = [critical(level, degrees) * error if degrees else NAN for error in errors]
+    lows, highs = ([1 / (1 + math.exp(-(logit + way * h))) for logit, h in zip(logits, half, strict=True)] for way in (-1, 1))
+    ppv, npv = (Estimate(*each, n) for each in zip(_predictive(shares, prevalence), lows, highs, strict=True))
+    return ppv, npv
 
 
-def _predictive(counts: tuple[int, int, int, int], prevalence: float) -> tuple[float, float]:
-    sensitivity, specificity = counts[0] / counts[1], counts[2] / counts[3]
+def _logits(shares: Sequence[float], prevalence: float) -> tuple[float, float]:
+    """Logits of PPV and NPV from sensitivity and specificity between 0 and 1."""
+    (sensitivity, specificity), odds = shares, prevalence / (1 - prevalence)
+    return math.log(sensitivity * odds / (1 - specificity)), math.log(specificity / ((1 - sensitivity) * odds))
+
+
+def _linear_errors(
+    right: np.ndarray, positive: np.ndarray, shares: Sequence[float], labels: Labels | None
+) -> tuple[float, float]:
+    """Standard errors of these logits: each case's share in them, summed within clusters, squared and summed."""
+    sizes = np.where(positive, positive.sum(), (~positive).sum())
+    apart, (sensitivity, specificity) = (right - np.where(positive, *shares)) / sizes, shares
+    each = numbered(np.asarray(labels, object)) if labels is not None else np.arange(right.size)
+    count = int(each.max()) + 1
+    factor = 1.0 if labels is None else count / max(count - 1, 1)
+    slopes = ((1 / sensitivity, 1 / (1 - specificity)), (1 / (1 - sensitivity), 1 / specificity))
+    ppv, npv = (
+        math.sqrt(factor * float((np.bincount(each, apart * np.where(positive, *slope)) ** 2).sum())) for slope in slopes
+    )
+    return ppv, npv
+
+
+def _mercaldo_adjusted(
+    right: Sequence[np.ndarray], within: Sequence[Labels | None], prevalence: float, level: float
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Logits of PPV and NPV and their errors with z^2 / 2 added to each cell: right and wrong, with a lesion and without."""
+    added = critical(level, math.inf) ** 2 / 2
+    cells = []
+    for side, labels in zip(right, within, strict=True):
+        size = side.size if labels is None else _effective_size(side, numbered(np.asarray(labels, object)), level)
+        cells.append((float(side.mean()) * size + added, float(1 - side.mean()) * size + added))
+    (hits, misses), (clears, alarms) = cells
+    sensitivity, specificity = hits / (hits + misses), clears / (clears + alarms)
+    ppv = math.sqrt((1 - sensitivity) / hits + specificity / alarms)
+    npv = math.sqrt(sensitivity / misses + (1 - specificity) / clears)
+    return _logits((sensitivity, specificity), prevalence), (ppv, npv)
+
+
+def _predictive(shares: Sequence[float], prevalence: float) -> tuple[float, float]:
+    sensitivity, specificity = shares
     hits, alarms = sensitivity * prevalence, (1 - specificity) * (1 - prevalence)
     clears, misses = specificity * (1 - prevalence), (1 - sensitivity) * prevalence
     return (hits / (hits + alarms) if hits + alarms else NAN, clears / (clears + misses) if clears + misses else NAN)

@@ -106,9 +106,8 @@ def detection_table(
     """Sensitivity, specificity, and PPV and NPV at a stated prevalence (0 to 1), a row a subgroup and figure.
 
     `present` and `predicted` are columns of 1, 0 or None; a prediction that is None counts against the system. The shares
-    have Wilson's intervals over clusters (of FEWEST centers or more: over centers), PPV and NPV logit intervals at the cases
-    as they are (stats.predictive_values, Mercaldo et al. 2007). Columns: subgroup, figure, n, value, low, high; all NaN but n
-    below FEWEST positives or negatives.
+    have Wilson's intervals, PPV and NPV logit intervals (stats.predictive_values), all over clusters, of FEWEST centers or
+    more over centers. Columns: subgroup, figure, n, value, low, high; all NaN but n below FEWEST positives or negatives.
     """
     groups, labels = subgroups_of(rows, by), _clusters(clusters, len(rows))
     places = np.full(len(rows), "", object) if centers is None else np.asarray(centers, object)
@@ -116,10 +115,10 @@ def detection_table(
     for name in ordered(groups):
         inside = (groups == name).to_numpy()
         truth, found = as_floats(rows[present][inside]), as_floats(rows[predicted][inside])
-        shares = sensitivity_specificity(truth, found, outermost(places[inside], labels[inside]))
+        within = (None if clusters is None else labels[inside], places[inside])
+        shares = sensitivity_specificity(truth, found, *within)
+        values = predictive_values(truth, found, prevalence, *within)
         positives, negatives = (share.n for share in shares)
-        hits, clears = int(((truth == 1) & (found == 1)).sum()), int(((truth == 0) & (found == 0)).sum())
-        values = predictive_values(hits, positives, clears, negatives, prevalence)
         for figure, estimate in zip(("sensitivity", "specificity", "PPV", "NPV"), (*shares, *values), strict=True):
             enough = {"sensitivity": positives, "specificity": negatives}.get(figure, min(positives, negatives)) >= FEWEST
             numbers = estimate[:3] if enough else (NAN, NAN, NAN)

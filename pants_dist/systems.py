@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from pants_dist import __version__
 from pants_dist.casefile import file_digest
 from pants_dist.checkpoints import read_checkpoint
 from pants_dist.config import Settings
@@ -35,7 +34,7 @@ class OwnModel:
     @cached_property
     def head(self) -> dict[str, Any]:
         """What rows are of: others' are not taken for its own."""
-        return {"checkpoint": file_digest(self.checkpoint), "mirror": self.mirror, "version": __version__}
+        return {"checkpoint": file_digest(self.checkpoint), "mirror": self.mirror}
 
     @property
     def facts(self) -> dict[str, str]:
@@ -80,7 +79,7 @@ class OthersMasks:
     def head(self) -> dict[str, Any]:
         """What rows are of."""
         folder = str(self.predictions.folder.resolve())
-        return {"predictions": folder, "structures": list(self.structures), "version": __version__}
+        return {"predictions": folder, "structures": list(self.structures)}
 
     @property
     def facts(self) -> dict[str, str]:

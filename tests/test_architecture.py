@@ -16,9 +16,9 @@ ORDER = [  # a module imports only from those that stand after it
     "checklist", "sections", "breakdown", "shortcuts", "bycenter", "protocol", "report", "scores", "tables", "phantom",
     "scanner", "anatomy", "shapes",
     "conversion", "loader", "nodes", "rollcall", "mortal", "cluster", "store", "opencase", "casefile", "decode", "native",
-    "shard", "stage", "fetch", "geometry", "plan", "weights", "population", "cohort", "worst", "pictures", "curves", "figures",
-    "comparisons", "subgroups", "gaps", "detection", "roc", "resampling", "stats", "maxprob", "metrics", "surface", "surfels",
-    "progress", "tracking",
+    "shard", "stage", "fetch", "geometry", "plan", "weights", "population", "cohort", "worst", "pictures", "curves",
+    "figures", "comparisons", "subgroups", "gaps", "presets", "detection", "roc", "resampling", "stats", "maxprob", "metrics",
+    "surface", "surfels", "progress", "tracking",
     "diagnosis", "heartbeat", "clocks", "splits", "duplicates", "cases", "parser", "config", "settings", "targets",
     "strides", "structures", "rows", "disk", "errors",
 ]  # fmt: skip

@@ -6,13 +6,14 @@ from sklearn.metrics import brier_score_loss, roc_auc_score
 from statsmodels.discrete.discrete_model import Logit
 
 from pants_dist.bycenter import (
+    auc_counts,
     aucs_left,
     full_center_table,
     gap_table,
     group_table,
     spread_tables,
-    tuned_threshold,
 )
+from pants_dist.detection import tuned_threshold
 from pants_dist.protocol import Analysis
 from tests.scored import scored_rows
 
@@ -68,18 +69,28 @@ def test_an_auc_takes_cases_of_both_kinds() -> None:
     table = full_center_table(pd.concat([few, some, many], ignore_index=True), STRUCTURES, QUICK).set_index("center")
     assert np.isnan(table.loc["few", "auc"]) and not np.isnan(table.loc[["some", "many"], "auc"]).any()
     assert not table.loc["some", "auc/firm"] and table.loc["many", "auc/firm"]
-    assert aucs_left(table).startswith("2 of 3 centers") and "1 of them have 20 and 20" in aucs_left(table)
+    rows = pd.concat([few, some, many], ignore_index=True)
+    assert aucs_left(rows).startswith("2 of 3 centers") and "1 of them have 20 and 20" in aucs_left(rows)
+    assert auc_counts(rows).to_dict("records") == [{"set": "seen", "centers": 3, "firm": 1, "hollow": 1, "blank": 1}]
+    both = auc_counts(rows.assign(seen=rows["center"] != "few"))
+    assert both["set"].tolist() == ["seen", "held-out", "all"] and both["blank"].tolist() == [0, 1, 1]
+    assert both.loc[2, ["centers", "firm", "hollow"]].tolist() == [3, 1, 1]
+    lost = rows.assign(status=np.where(rows["center"] == "some", "no prediction", "scored"), lesion_max_logit=rows.index)
+    assert auc_counts(lost)["hollow"].tolist() == [1]  # a failure counts as a score
+    unknown = rows.assign(lesion_present=rows["lesion_present"].astype(object).where(rows["center"] != "many", None))
+    assert auc_counts(unknown)["firm"].tolist() == [0]
+    assert "no truth or no score" in aucs_left(rows.drop(columns="lesion_present"))
 
 
 def test_the_threshold_is_tuned_on_seen_cases_alone() -> None:
     """Held-out scores do not move it; among seen negatives it leaves the wanted share, strictly above, out."""
     rows = scored_rows(6, 50)
-    found = tuned_threshold(rows, "mask", "lesion_max_logit", Analysis(specificity=0.8))
+    found = tuned_threshold(rows, "mask", "lesion_max_logit", 0.8)
     changed = rows.assign(lesion_max_logit=rows["lesion_max_logit"].where(rows["split"] == "val_seen", 9.0))
-    assert tuned_threshold(changed, "mask", "lesion_max_logit", Analysis(specificity=0.8)) == found
+    assert tuned_threshold(changed, "mask", "lesion_max_logit", 0.8) == found
     negatives = rows.loc[(rows["split"] == "val_seen") & ~rows["lesion_present"], "lesion_max_logit"]
     assert (negatives <= found).mean() == pytest.approx(0.8, abs=1 / len(negatives))
-    assert np.isnan(tuned_threshold(rows.assign(split=""), "mask", "lesion_max_logit", QUICK))
+    assert np.isnan(tuned_threshold(rows.assign(split=""), "mask", "lesion_max_logit"))
 
 
 def test_gap_and_spread_have_a_line_a_score() -> None:

@@ -1,5 +1,6 @@
 """The population: PanTS's published figures to the digit, what was wrong put right, and what a store knows besides."""
 
+import io
 import json
 import math
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 from scipy import stats
 
 from pants_dist import cli, cohort, population
@@ -227,6 +229,21 @@ def test_the_verb_speaks_and_writes(
     assert "dilated" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("width", [70, 80, 100])
+def test_a_terminal_cuts_no_word(few: Path, width: int) -> None:
+    """Of groups as many as there is room for, at least one; their names and all cells stand in whole words."""
+    found = population.population(cohort.scans_of_metadata(few), "center")
+    text = io.StringIO()
+    population.print_population(found, Console(file=text, width=width))
+    lines = text.getvalue().split("mean (SD)")[0].splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= width
+    wide = population.side_by_side(found)
+    shown = [name for name in ("Alpha", "Beta", "unknown") if any(name in line.split() for line in lines[:5])]
+    assert len(shown) == {70: 1, 80: 2, 100: 3}[width]
+    cells = [*wide["variable"], *wide["level"], *wide["published"], *wide[shown[0]]]
+    assert {word for cell in cells for word in cell.split()} <= set(text.getvalue().split())
+
+
 def test_bad_input_is_one_line(few: Path, tmp_path: Path) -> None:
     """A table that lacks a column, a file of another ending and a place without a store are refused with what to do."""
     short = tmp_path / "short.csv"
@@ -235,6 +252,7 @@ def test_bad_input_is_one_line(few: Path, tmp_path: Path) -> None:
         ([str(short)], 'no column "ct phase"; give the released'),
         ([str(few), "--out", "table.html"], "ends in .csv or .md"),
         ([str(tmp_path / "nowhere")], "no such folder"),
+        ([str(tmp_path / "gone.xlsx")], "metadata .*gone.xlsx: no such file; give the released metadata.xlsx"),
         ([str(few), "--by", "shoe size"], "invalid choice"),
     ):
         with pytest.raises(UserError, match=message):

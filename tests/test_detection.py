@@ -9,20 +9,19 @@ from pants_dist import detection
 from pants_dist.detection import (
     GRID,
     absent_table,
-    carried_over,
     component_wise,
     curve,
-    detection_table,
     froc,
     froc_score,
     grid_auc,
     grid_scores,
     operating_point,
-    pants_nnunet_volume,
-    rsuper_maxprob,
     threshold_at,
 )
-from pants_dist.stats import wilson
+from pants_dist.presets import carried_over, detection_table, pants_nnunet_volume, rsuper_maxprob
+from pants_dist.resampling import nest, resampled_weights
+from pants_dist.stats import clustered_wilson, wilson
+from tests.scored import scored_rows
 
 
 def rows_of(voxels: list[float], present: list[int], **columns: list) -> pd.DataFrame:
@@ -166,7 +165,34 @@ def test_froc_by_hand() -> None:
     assert points["threshold"].tolist() == [np.inf, 3, 2, 1, 0.5]
     assert points["sensitivity"].tolist() == [0, 0.25, 0.25, 0.5, 0.75]
     assert points["false_per_scan"].tolist() == pytest.approx([0, 0, 2 / 3, 2 / 3, 2 / 3])
-    assert froc_score(points, (0.5, 1.0)) == pytest.approx((0.25 + 0.75) / 2)
+    assert froc_score(component_rows(), rates=(0.5, 1.0)).value == pytest.approx((0.25 + 0.75) / 2)
+    assert np.isnan(froc_score(component_rows().iloc[2:], draws=50)[:3]).all()
+
+
+def test_a_froc_score_is_resampled_by_centers_then_patients() -> None:
+    """Each resample's score is that of a table in which cases stand as often as they were drawn; ties and failures too."""
+    rows = scored_rows(6, 8).round({"lesion_max_logit": 1})
+    rows["lesion_component_logits"] = [[round(one, 1) for one in case] for case in rows["lesion_component_logits"]]
+    rows.loc[[3, 11], "status"] = "no prediction"
+    rows["lesion_components"] = rows["lesion_components"].astype(float).mask(rows.index == 7)
+    centers, patients = rows["center"].tolist(), rows["patient"].tolist()
+    found = froc_score(rows, patients, centers, draws=60, seed=3)
+    keep = rows.index != 7
+    weights = resampled_weights(nest(centers, patients, keep), 60, np.random.default_rng(3))
+    scores = [one_froc_score(rows[keep].loc[rows.index[keep].repeat(times)]) for times in weights]
+    assert (found.low, found.high) == pytest.approx(tuple(np.nanquantile(scores, [0.025, 0.975])))
+    assert found.value == pytest.approx(one_froc_score(rows)) and found.n == 47
+    assert found == froc_score(rows, patients, centers, draws=60, seed=3) != froc_score(rows, patients, centers, draws=60)
+    table = detection_table(rows, patients, draws=60, seed=3).set_index("preset")
+    line = table.loc["component_wise", ["froc_score", "froc_score/low", "froc_score/high"]]
+    assert line.tolist() == pytest.approx(list(found[:3]))
+
+
+def one_froc_score(rows: pd.DataFrame) -> float:
+    """By scanning the points of the curve for each rate."""
+    points = froc(rows).to_dict("records")
+    rates = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)
+    return sum(max(point["sensitivity"] for point in points if point["false_per_scan"] <= rate) for rate in rates) / 7
 
 
 def tuned_rows() -> pd.DataFrame:
@@ -215,7 +241,8 @@ def test_one_table_of_all_presets() -> None:
     presets = ["pants_nnunet_volume", "pants_nnunet_volume_mm3", "rsuper_maxprob"]
     both = detection_table(rows.assign(lesion_max_logit=0.0), draws=100)
     assert set(both["preset"]) - set(table["preset"]) == {"maxprob_source_grid"}
-    assert named == [(preset, truth) for truth in detection.TRUTHS for preset in presets] + [("component_wise", "mask")]
+    others = [(preset, truth) for truth in detection.TRUTHS for preset in presets[1:]]
+    assert named == [(presets[0], "mask"), (presets[0], "flag"), ("component_wise", "mask"), *others]
     pd.testing.assert_frame_equal(table, detection_table(rows, draws=100))
     without = detection_table(rows.drop(columns=["tumor_flag", "lesion_components"]), draws=100)
     assert without["truth"].tolist() == ["mask"] * 3
@@ -227,3 +254,25 @@ def test_volumes_in_mm3_rank_otherwise_where_voxels_differ() -> None:
     rows["predicted_mm3/pancreatic_lesion"] = [100 * 0.5, 60 * 3.0]
     assert pants_nnunet_volume(rows, draws=50)["auc"] == 0
     assert pants_nnunet_volume(rows, unit="mm3", draws=50)["auc"] == 1
+
+
+def test_shares_of_pooled_cases_are_as_certain_as_centers_agree() -> None:
+    """From five centers on sensitivity, specificity, tumor-wise and component-wise sensitivity are over centers, else over
+    patients: the interval of a table in which a center's cases are one cluster; a single center's is over its patients."""
+    rows = scored_rows(8, 20).assign(tumor_flag=lambda table: table["lesion_present"])
+    centers, patients = rows["center"].tolist(), rows["patient"].tolist()
+    table = detection_table(rows, patients, draws=50).set_index(["preset", "truth"])
+    present, voxels = rows["lesion_present"].to_numpy(), rows["predicted_voxels/pancreatic_lesion"].to_numpy()
+    line = table.loc[("pants_nnunet_volume", "mask")]
+    for side, name in ((present, "sensitivity"), (~present, "specificity")):
+        right = (voxels > line["threshold"]) == present
+        expected = clustered_wilson(right[side], np.array(centers)[side])
+        assert (line[f"{name}/low"], line[f"{name}/high"]) == (expected.low, expected.high)
+        assert expected != clustered_wilson(right[side], np.array(patients)[side])
+    hit = clustered_wilson(rows["lesion_components_hit"][present], np.array(centers)[present])
+    assert table.loc[("component_wise", "mask"), "sensitivity/low"] == hit.low
+    carried = carried_over(rows, patients).set_index(["preset", "truth", "cases"]).sort_index().loc[("tuned_volume", "mask")]
+    part = rows[rows["center"] == "Hospital H"]
+    found = (part["predicted_voxels/pancreatic_lesion"] > carried["threshold"].iloc[0])[part["lesion_present"]]
+    within = clustered_wilson(found, part.loc[part["lesion_present"], "patient"])
+    assert (carried.loc["Hospital H", "sensitivity/low"], within.n) == (within.low, found.size)

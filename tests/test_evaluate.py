@@ -14,11 +14,12 @@ from small import make_store, trained_here
 
 from conversion import nifti
 from pants_dist import cli, config
-from pants_dist.detection import component_wise, froc, pants_nnunet_volume
+from pants_dist.detection import component_wise, froc
 from pants_dist.errors import UserError
 from pants_dist.evaluate import Order, evaluate, failure_lines, open_evaluation
 from pants_dist.inference import logits_of
 from pants_dist.predict import load_model, open_run
+from pants_dist.presets import pants_nnunet_volume
 from pants_dist.rows import Rows, _whole_lines, known_rows
 from pants_dist.splits import splits_of, validation_cases
 from pants_dist.spread import evaluate_on
@@ -190,6 +191,34 @@ def rows_of(run: Path) -> list[dict]:
     return [row for path in run.glob("evaluation/*/rows*.jsonl") for row in _whole_lines(path)[1:]]
 
 
+COLUMNS = {  # of a row, by the version of scoring; structures' names left out
+    2: "age case center center_kind dataset dsc failure hd95_mm hd95_monai_mm lesion_component_logits lesion_component_matched "
+    "lesion_components lesion_components_false lesion_components_hit lesion_components_predicted lesion_max_logit "
+    "lesion_max_logit_1mm lesion_max_logit_1mm_pancreas lesion_predicted lesion_present manufacturer n_voxels nationality nsd "
+    "patient phase predicted_mm3 predicted_voxels reference_mm3 reference_voxels scoring seen sex spacing_z_mm split state "
+    "status study_year tolerance_mm trained_cases tumor_flag"
+}  # fmt: skip
+
+
+def test_rows_of_another_version_are_scored_again(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """A version stands for its columns: who adds one raises it. Rows of an older one or of none are scored again."""
+    there = tmp_path / "r"
+    shutil.copytree(run, there, ignore=shutil.ignore_patterns("evaluation-*", "wandb"))
+    log = there / "evaluation" / "held_out" / "rows.jsonl"
+    head, *rows = _whole_lines(log)
+    assert {name.partition("/")[0] for row in rows for name in row} == set(COLUMNS[head["scoring"]].split())
+    del head["scoring"]
+    old = [{name: value for name, value in row.items() if not name.startswith(("scoring", "hd95_monai"))} for row in rows]
+    log.write_text("".join(json.dumps(line) + "\n" for line in [head, *old]))
+    assert cli.main(["evaluate", str(there), "--split", "held_out"]) == 0
+    said = capsys.readouterr().out
+    assert f"held_out: {len(rows)} rows that are there were made with another scoring; those cases are scored again" in said
+    again = pd.read_parquet(there / "evaluation" / "held_out" / "cases.parquet")
+    pd.testing.assert_frame_equal(again, pd.read_parquet(run / "evaluation" / "held_out" / "cases.parquet"))
+    assert cli.main(["evaluate", str(there), "--split", "held_out"]) == 0
+    assert "scored again" not in capsys.readouterr().out
+
+
 def test_mirroring_is_another_evaluation(run: Path, tmp_path: Path) -> None:
     """Rows scored without are not taken for rows with; the numbers differ."""
     there = copied(run, tmp_path / "r")
@@ -296,6 +325,7 @@ def test_the_verb_says_what_failed_and_what_is_next(run: Path, tmp_path: Path, c
     said = capsys.readouterr().out.splitlines()
     assert said[0] == f"{case}: liver.nii.gz: empty file (0 bytes)" and said[1].startswith("1 of 2 cases have no prediction")
     assert said[-1] == f"Next: open {run / 'evaluation-said' / 'report.html'}"
+    assert "0 of 1 centers have the 10 cases with and 10 without a lesion" in " ".join(" ".join(said).split())
 
 
 SPOILT = {

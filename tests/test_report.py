@@ -79,7 +79,8 @@ def test_a_terminal_shows_what_it_has_room_for() -> None:
         printed = text.getvalue()
         assert "…" not in printed and printed.count("0.81-0.81") == 4 * shown
         said = " ".join(printed.split())
-        assert f"{7 - shown} more structures: in the report" in said and "Center is confounded with source dataset" in said
+        assert f"{7 - shown} more structure{'s' * (shown < 6)}: in the report" in said
+        assert "Center is confounded with source dataset" in said
 
 
 def test_pools_give_no_verdict() -> None:
@@ -87,6 +88,14 @@ def test_pools_give_no_verdict() -> None:
     table = center_table(rows(12, 2, held_out=6), STRUCTURES)
     table.loc[table["seen"].astype(bool).idxmax() + np.arange(2), "center_kind"] = "pool"
     assert "No verdict on a gap: 4 seen and 6 held-out" in verdict(table)
+
+
+def test_groups_that_are_no_centers_are_no_pools() -> None:
+    """By sex every group counts in the mean, though its first case is from a pool."""
+    table = rows(4, 6).assign(**{"center/unit": "X"}, center=["F", "M"] * 12, seen=True, center_kind=["pool", "single"] * 12)
+    text = io.StringIO()
+    print_table(center_table(table, STRUCTURES), STRUCTURES, Console(file=text, width=80), "sex")
+    assert "mean of 2" in text.getvalue()
 
 
 def test_the_page_needs_no_other_file(tmp_path: Path) -> None:

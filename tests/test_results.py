@@ -8,7 +8,8 @@ from scipy import stats
 
 from pants_dist import cli
 from pants_dist.errors import UserError
-from pants_dist.results import model_names, read_rows, report_results, structures_of, tables_of
+from pants_dist.protocol import Analysis
+from pants_dist.results import model_names, read_results, read_rows, report_results, structures_of, tables_of
 from pants_dist.stats import outermost, t_interval
 from tests.scored import scored_rows
 
@@ -30,6 +31,7 @@ def test_a_report_is_made_again_from_a_run(run: Path, tmp_path: Path, capsys: py
     """All splits of the run in one table and one page; nothing of the run is read but its rows."""
     assert cli.main(["report", str(run), "--out", str(tmp_path / "again")]) == 0
     said = capsys.readouterr().out
+    assert "No AUC of centers: the rows have no truth or no score of lesions." in said
     assert "0.80" in said and "0.50" in said and said.splitlines()[-1] == f"Next: open {tmp_path / 'again' / 'report.html'}"
     page = (tmp_path / "again" / "report.html").read_text()
     assert "held_out" in page and "X" in page
@@ -38,7 +40,7 @@ def test_a_report_is_made_again_from_a_run(run: Path, tmp_path: Path, capsys: py
 def test_rows_of_other_people_need_few_columns(tmp_path: Path) -> None:
     """A CSV with case, center, seen and Dice is enough, and gives the same rows as parquet."""
     ROWS.to_csv(tmp_path / "rows.csv", index=False)
-    rows = report_results([tmp_path / "rows.csv"], tmp_path / "out")
+    rows = report_results([tmp_path / "rows.csv"], tmp_path / "out").rows
     assert rows[list(ROWS)].equals(ROWS) and structures_of(rows) == ["liver"]
     assert (tmp_path / "out" / "report.html").is_file()
 
@@ -156,6 +158,68 @@ def test_cases_whose_centers_nobody_names(others: Path) -> None:
     expected = stats.ttest_rel(first, second)
     assert (line["difference"], line["p"]) == pytest.approx(((first - second).mean(), expected.pvalue))
     assert line["centers"] == 0 and "nobody names their centers" in (others / "out" / "report.html").read_text()
+
+
+SPELT = {  # in other people's tables -> the center
+    "M.D. Anderson": "University of Texas MD Anderson Cancer Center",
+    "MD Anderson  Cancer Center ": "University of Texas MD Anderson Cancer Center",
+    "memorial sloan-kettering": "Memorial Sloan Kettering Cancer Center",
+    "University Hospital Basel (C)": "University Hospital Basel",
+    "University Hospital Basel, institute D": "University Hospital Basel",
+    "The Cancer Imaging Archive": "unknown", "NA": "unknown", "A": "A", "Ulm": "Ulm",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("group", ["Clinic", "sex"])
+def test_spellings_of_a_center_are_one(tmp_path: Path, group: str, capsys: pytest.CaptureFixture) -> None:
+    """Other people's column of centers is folded as PanTS's is, whether groups are centers or models are compared by them; how
+    many were is said. A letter alone is nobody's institute."""
+    rng, names = np.random.default_rng(0), list(SPELT) * 6
+    for model in ("one", "two"):
+        lines = [f"c{n};{name};{'FM'[n % 2]};{rng.uniform(0.5, 0.9):.3f}" for n, name in enumerate(names)]
+        (tmp_path / f"{model}.csv").write_text("\n".join(["case;Clinic;sex;pancreas", *lines]))
+    words = ["report", str(tmp_path / "one.csv"), str(tmp_path / "two.csv"), "--group", group, "--out", str(tmp_path / "out")]
+    assert cli.main(words) == 0
+    assert "Centers: 6 spellings folded into 4 centers: M.D. Anderson is University of Texas" in capsys.readouterr().out
+    assert "6 spellings folded into 4 centers" in (tmp_path / "out" / "report.html").read_text()
+    groups = pd.read_csv(tmp_path / "out" / "groups.csv").set_index("group")["n"].to_dict()
+    sizes = {center: 6 * list(SPELT.values()).count(center) for center in SPELT.values()}
+    assert groups == (sizes if group == "Clinic" else {"F": 27, "M": 27})
+    assert pd.read_csv(tmp_path / "out" / "comparisons.csv")["centers"].tolist() == [6]
+    spread = tmp_path / "out" / "spread.csv"
+    assert not spread.exists() if group == "sex" else pd.read_csv(spread)["centers"].tolist() == [5]  # not unknown ones
+
+
+def test_pants_own_site_columns_are_its_centers(tmp_path: Path) -> None:
+    """Grouped by site, or site detail, which each say half of it, the groups are the centers; pools stay pools."""
+    table = pd.DataFrame({
+        "PanTS ID": list("abcdefgh"), "site": ["1 Site", "1 Site", "B", "C", "15 Sites", "NA", "1 Site", "1 Site"],
+        "site detail": ["M.D. Anderson", "MD Anderson Cancer Center", "x", "x", "Ulm; Mayo", "NA", "Ulm", "Ulm"],
+    })  # fmt: skip
+    table.to_csv(tmp_path / "meta.csv", index=False)
+    pd.DataFrame({"case": list("abcdefgh"), "liver": 0.9}).to_csv(tmp_path / "rows.csv", index=False)
+    for group in ("center", "site", "site detail"):
+        rows = report_results([tmp_path / "rows.csv"], tmp_path / group, tmp_path / "meta.csv", group).rows
+        assert rows["center"].tolist() == [
+            *["University of Texas MD Anderson Cancer Center"] * 2, *["University Hospital Basel"] * 2, "15 Sites (Ulm ...)",
+            "unknown", "Ulm", "Ulm",
+        ]  # fmt: skip
+        assert rows["center_kind"].tolist() == ["single"] * 4 + ["pool", "unknown"] + ["single"] * 2
+
+
+def test_rows_of_several_versions_of_scoring_are_told(tmp_path: Path) -> None:
+    """A model scored by another version, or elsewhere, is named beside the other; of one version nothing is said."""
+    for name, scoring in (("new", 2), ("old", 1), ("twice", [1, 2, 2])):
+        ROWS.assign(scoring=scoring).to_parquet(tmp_path / f"{name}.parquet")
+    ROWS.to_csv(tmp_path / "theirs.csv", index=False)
+    for names, said in (
+        (("new.parquet",), None), (("theirs.csv",), None),
+        (("new.parquet", "old.parquet"), "new by version 2; old by version 1: "),
+        (("twice.parquet",), "twice by version 1 and version 2: "),
+        (("new.parquet", "theirs.csv"), "theirs by somebody else, or an older version: "),
+    ):  # fmt: skip
+        facts = read_results([tmp_path / name for name in names], None, None, Analysis()).facts
+        assert said in facts["Scored by"] if said else "Scored by" not in facts
 
 
 def test_models_are_named_apart(others: Path) -> None:

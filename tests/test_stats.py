@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import statsmodels.api as sm
+from scipy import special
 from scipy import stats as scipy_stats
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.multitest import multipletests
@@ -59,9 +60,10 @@ def test_clustered_wilson_widens_with_clusters() -> None:
     """Pairs of equal outcomes count once each, so 2n paired cases have the interval of n; single cases that of n."""
     hits = [1, 1, 0, 1, 0, 1, 1, 1, 0, 1]
     paired = stats.clustered_wilson(np.repeat(hits, 2), np.repeat(range(10), 2))
-    # Variance of 10 cluster means with the factor 10 / 9, so the effective size is 9.
-    expected = stats.wilson(0.7 * 9, 9)
-    assert (paired.low, paired.high, paired.n) == pytest.approx((expected.low, expected.high, 20))
+    # Variance of 10 cluster means with the factor 10 / 9, so the effective size is 9; less for 9 degrees and not 19.
+    size = 9 * (2.0930 / 2.2622) ** 2
+    expected = stats.wilson(0.7 * size, size)
+    assert (paired.low, paired.high, paired.n) == pytest.approx((expected.low, expected.high, 20), abs=1e-5)
     agree = stats.clustered_wilson([1] * 6, [0, 0, 0, 1, 1, 1])
     assert agree.low == pytest.approx(stats.wilson(2, 2).low) and agree.value == 1
     assert math.isnan(stats.clustered_wilson([], []).value)
@@ -81,7 +83,8 @@ def test_sensitivity_and_specificity_by_hand() -> None:
 
 def test_predictive_values_by_hand() -> None:
     """At 90 / 100 and 160 / 200 and 10 % prevalence PPV is 1 / 3 and NPV 72 / 73; limits by a numeric delta method."""
-    ppv, npv = stats.predictive_values(90, 100, 160, 200, prevalence=0.1)
+    present, predicted = [1] * 100 + [0] * 200, [1] * 90 + [0] * 10 + [1] * 40 + [0] * 160
+    ppv, npv = stats.predictive_values(present, predicted, prevalence=0.1)
     assert (ppv.value, npv.value) == pytest.approx((0.09 / 0.27, 0.72 / 0.73))
 
     def logit_ppv(sensitivity: float, specificity: float) -> float:
@@ -95,8 +98,52 @@ def test_predictive_values_by_hand() -> None:
     error = math.sqrt(slopes[0] ** 2 * 0.9 * 0.1 / 100 + slopes[1] ** 2 * 0.8 * 0.2 / 200)
     limits = [1 / (1 + math.exp(-(logit_ppv(0.9, 0.8) + way * 1.959964 * error))) for way in (-1, 1)]
     assert (ppv.low, ppv.high) == pytest.approx(tuple(limits), abs=1e-6)
-    certain, _ = stats.predictive_values(10, 10, 20, 20, prevalence=0.1)
+    certain, _ = stats.predictive_values([1] * 10 + [0] * 20, [1] * 10 + [0] * 20, prevalence=0.1)
     assert certain.value == 1 and 0.1 < certain.low < 0.9
+
+
+def clustered_shares(centers: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Truth, predictions and centers of cases whose center finds more lesions the more false alarms it gives."""
+    rng = np.random.default_rng(seed)
+    label = np.repeat(np.arange(centers), rng.integers(10, 60, centers))
+    present, lax = rng.random(label.size) < 0.4, rng.normal(0, 1, centers)[label]
+    predicted = rng.normal(0, 1, label.size) + 1.8 * present + 0.6 * lax > 1
+    return present.astype(float), predicted.astype(float), label
+
+
+def test_predictive_values_know_that_cases_of_a_center_are_alike() -> None:
+    """Their errors are those of a jackknife that leaves out one center after the other; with clusters of one case each
+    those of Mercaldo; and where nothing is wrong the limits are as of so many cases as there are centers."""
+    present, predicted, label = clustered_shares(60, 1)
+
+    def logits(keep: np.ndarray) -> np.ndarray:
+        found = stats.predictive_values(present[keep], predicted[keep], 0.05)
+        return np.array([math.log(one.value / (1 - one.value)) for one in found])
+
+    left = np.array([logits(label != one) for one in range(60)])
+    errors = np.sqrt(59 / 60 * ((left - left.mean(axis=0)) ** 2).sum(axis=0))
+    by_center = stats.predictive_values(present, predicted, 0.05, np.arange(label.size), label)
+    for found, error, middle in zip(by_center, errors, logits(label >= 0), strict=True):
+        ends = np.log(np.array(found[1:3]) / (1 - np.array(found[1:3])))
+        assert ends == pytest.approx(middle + np.array([-1, 1]) * 2.0010 * error, rel=0.05)
+    alone, cases = stats.predictive_values(present, predicted, 0.05), np.arange(label.size)
+    assert stats.predictive_values(present, predicted, 0.05, cases)[0][:3] == pytest.approx(alone[0][:3], rel=1e-3)
+    right = stats.predictive_values(present, present, 0.05, None, label)[0]
+    few = stats.predictive_values([1] * 60 + [0] * 60, [1] * 60 + [0] * 60, 0.05)[0]
+    assert (right.value, right.low) == (1, pytest.approx(few.low))
+
+
+def test_a_share_over_centers_is_covered() -> None:
+    """Of 300 tables of 8 centers that differ, over nine in ten intervals hold the true share; taken as independent, few do."""
+    rng, hits = np.random.default_rng(0), np.zeros(2)
+    truth = special.expit(2.2 + 0.8 * rng.normal(size=400_000)).mean()
+    for _ in range(300):
+        label = np.repeat(np.arange(8), rng.integers(5, 60, 8))
+        found = (rng.random(label.size) < special.expit(2.2 + 0.8 * rng.normal(size=8))[label]).astype(float)
+        for place, clusters in enumerate((label, np.arange(label.size))):
+            share = stats.clustered_wilson(found, clusters)
+            hits[place] += share.low <= truth <= share.high
+    assert hits[0] / 300 > 0.9 and hits[1] / 300 < 0.8
 
 
 BENJAMINI_HOCHBERG_1995 = [
