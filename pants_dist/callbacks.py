@@ -10,18 +10,17 @@ from typing import Any
 import lightning as L
 
 from pants_dist.checkpoints import BEST, LAST, keep_previous
-from pants_dist.evaluate import ood_metrics, score_cases, validation_cases, write_tables
+from pants_dist.evaluate import ood_metrics, score_cases, write_tables
 from pants_dist.gauges import Gauges, Measured, in_a_line, keep_ranks, node_name
 from pants_dist.heartbeat import doing
 from pants_dist.loader import Loader
 from pants_dist.ranks import agreed, gathered, shared
-from pants_dist.splits import Splits
+from pants_dist.splits import Splits, validation_cases
 from pants_dist.store import Store
-from pants_dist.tracking import Tracker, validation_folder
+from pants_dist.tracking import STOP_REQUEST, Tracker, validation_folder
 from pants_dist.worst import keep_picture, keep_worst
 
 RANKS_S = 10.0  # between two versions of ranks.json
-STOP_REQUEST = "stop-request"  # a file in the run folder: all ranks save the same step and end
 _asked: list[int] = []  # signals that asked this rank for it
 
 
@@ -89,7 +88,7 @@ class Validation(L.Callback):
         if not settings.validation.every or step % settings.validation.every:
             return
         doing("validation")
-        cases = validation_cases(self.store, settings, self.splits)
+        cases = validation_cases(self.store, self.splits, settings.validation.cases)
         mine = cases[trainer.global_rank :: trainer.world_size]
         folder = validation_folder(self.tracker.run, step)
         rows: list[dict[str, Any]] = []

@@ -1,4 +1,7 @@
-"""Starts a run: its folder, Ray for reading, and the agent of this node that starts its ranks; again where one was killed."""
+"""Starts a run: its folder, Ray for reading, and the agent of this node that starts its ranks; again where one was killed.
+
+What is checked before is checked by `submit`, too, on a login node: torch, which takes seconds, is imported by who starts.
+"""
 
 import contextlib
 import math
@@ -12,23 +15,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from pants_dist import cluster, config, memory
+from pants_dist import cluster, config
 from pants_dist.agent import ALONE
-from pants_dist.callbacks import STOP_REQUEST
-from pants_dist.checkpoints import resume_point
 from pants_dist.config import Data, Settings
 from pants_dist.errors import DamagedError, UserError
-from pants_dist.evaluate import validation_cases
 from pants_dist.nodes import Node, RaySize, allocated_cores, excused, gathered, this_node
-from pants_dist.plan import Plan
+from pants_dist.plan import Plan, plan_of
 from pants_dist.rollcall import Report
 from pants_dist.settings import MAY_CHANGE, Train
-from pants_dist.splits import Splits, splits_of
+from pants_dist.splits import Splits, splits_of, validation_cases
 from pants_dist.store import Store, open_store
-from pants_dist.tracking import code_version, mark, read_summary, write_atomically
-from pants_dist.train import FAILURE, plan_of
+from pants_dist.tracking import FAILURE, STOP_REQUEST, code_version, mark, read_summary, write_atomically
 
 REQUEUE = 75  # exit code: stopped on request with everything saved; run the same command again (EX_TEMPFAIL)
 ATTEMPT = "PANTS_DIST_ATTEMPT"  # environment: which start of a job this is; set by the batch script
@@ -53,9 +51,12 @@ def launch(settings: Settings, name: str) -> int:
     request (the same command goes on), 1 failed. Raises UserError before anything is started where settings, store and
     split do not fit together.
     """
+    from pants_dist import memory
+    from pants_dist.checkpoints import resume_point
+
     node = this_node()
     try:
-        ready = prepared(settings, node.count)
+        ready = prepared(settings, node.count, memory.check)
     except UserError as error:
         if not node.leads:
             excused(node, Path(settings.runs) / name, Report.of_this_node("", str(error)))
@@ -75,17 +76,21 @@ def launch(settings: Settings, name: str) -> int:
     return _outcome(run, code) if node.leads else int(code != 0)
 
 
-def prepared(settings: Settings, nodes: int = 1, fits: Callable[[Settings], None] = memory.check) -> Prepared:
+def prepared(settings: Settings, nodes: int, fits: Callable[[Settings], None]) -> Prepared:
     """What a run with these settings on so many nodes needs. Raises UserError where they do not fit together.
 
-    `fits` looks at the memory that a step needs: that of this machine, unless the run will be on others.
+    `fits` looks at the memory that a step needs.
     """
     config.check(settings)
     check_shares(settings.train, nodes)
     fits(settings)
     store = open_store(settings.data.store)
-    settings = replace(settings, data=_found_from_anywhere(settings.data, store))
-    splits = splits_of(store, settings.data)
+    settings = found_from_anywhere(settings, store)
+    return fitting(settings, store, splits_of(store, settings.data))
+
+
+def fitting(settings: Settings, store: Store, splits: Splits) -> Prepared:
+    """The plan of a run on this split of a store. Raises UserError where there is none, or nothing to validate on."""
     plan = plan_of(store, settings, splits)
     if settings.validation.every:
         check_validation(store, settings, splits)
@@ -95,7 +100,7 @@ def prepared(settings: Settings, nodes: int = 1, fits: Callable[[Settings], None
 def check_validation(store: Store, settings: Settings, splits: Splits) -> None:
     """Raises UserError where validation would have no case, or none by which the best checkpoint is chosen."""
     every, best = settings.validation.every, settings.validation.best
-    cases = validation_cases(store, settings, splits)
+    cases = validation_cases(store, splits, settings.validation.cases)
     if not cases:
         raise UserError(
             f"validation.every is {every}, but no case is kept for validation; set it to null, raise "
@@ -162,6 +167,8 @@ def check_cases(store: Store, most: int, data: Data) -> None:
 
 def _lacking(ready: Prepared) -> str:
     """What this node has too little of for the run, or cannot read, with the cure; "" if nothing."""
+    import torch
+
     settings, given = ready.settings, os.environ.get("SLURM_GPUS_ON_NODE", "0")
     ranks, gpus = settings.train.ranks, torch.cuda.device_count()
     if given != "0" and not gpus:
@@ -203,10 +210,10 @@ def object_store_bytes(settings: Settings) -> int:
     return max(2 * under_way, 128 << 20)
 
 
-def _found_from_anywhere(data: Data, store: Store) -> Data:
+def found_from_anywhere(settings: Settings, store: Store) -> Settings:
     """The same with absolute paths: ranks and later evaluations may stand in other folders."""
-    split_file = data.split_file and str(Path(data.split_file).resolve())
-    return replace(data, store=str(store.path.resolve()), split_file=split_file)
+    split_file = settings.data.split_file and str(Path(settings.data.split_file).resolve())
+    return replace(settings, data=replace(settings.data, store=str(store.path.resolve()), split_file=split_file))
 
 
 def environment_of(ranks: int) -> dict[str, str]:
@@ -221,9 +228,14 @@ def prepare_run(settings: Settings, name: str, about: str) -> Path:
     """
     run = Path(settings.runs) / name
     check_same(settings, run)
+    keep_config(settings, run, about)
+    return run
+
+
+def keep_config(settings: Settings, run: Path, about: str) -> None:
+    """Write config.yaml of a run that `check_same` has nothing against."""
     run.mkdir(parents=True, exist_ok=True)
     write_atomically(run / "config.yaml", config_text(settings, run, about))
-    return run
 
 
 def config_text(settings: Settings, run: Path, about: str) -> str:

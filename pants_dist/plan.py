@@ -8,15 +8,23 @@ step has.
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pants_dist.errors import UserError
+from pants_dist.settings import Settings
+from pants_dist.structures import LESION
+from pants_dist.weights import requests_of, weigh
+
+if TYPE_CHECKING:
+    from pants_dist.splits import Splits
+    from pants_dist.store import Store
 
 SAMPLE_STREAM, EPOCH_STREAM = 0, 1  # independent generators under one seed
 ARITHMETIC = 3  # counts up when the same fields would give other samples; part of the digest
@@ -112,6 +120,27 @@ class Plan:
     def step_samples(self, step: int, rank: int, ranks: int) -> list[Sample]:
         """The samples of optimizer step `step` (from 0) that this rank reads."""
         return [self.sample(step * self.batch + place) for place in range(rank, self.batch, ranks)]
+
+
+def plan_of(store: "Store", settings: Settings, splits: "Splits") -> Plan:
+    """The plan of a run: training cases of the split, and what a patch of each may be centred on."""
+    data = settings.data
+    cases = tuple(splits.by_case.index[splits.by_case == "train"].tolist())
+    rows = store.frame("center", *data.shares).loc[list(cases)]
+    names = settings.model.outputs.structures
+    if stray := sorted(set(names) - (annotated := store.annotated())):
+        raise UserError(
+            f"model.structures: {stray[0]!r} is annotated in no case of {store.path}; it has {', '.join(sorted(annotated))}"
+        )
+    has = store.holding(*dict.fromkeys((*names, LESION))).loc[list(cases)]
+    rows["lesion"] = has[LESION]
+    held = has[list(names)].to_numpy().tolist()
+    present = {case: tuple(itertools.compress(names, row)) for case, row in zip(cases, held, strict=True)}
+    requests = requests_of(rows, data)
+    weights = tuple(weigh(requests, len(cases)).tolist()) if requests else ()
+    return Plan(
+        settings.seed, settings.train.batch, cases, present, data.foreground_fraction, data.structure_weights, weights
+    )  # fmt: skip
 
 
 def words(seed: int, stream: int, index: int, count: int) -> np.ndarray:

@@ -1,6 +1,5 @@
 """The main path: what each rank of a run does. pants_dist.launch starts them."""
 
-import itertools
 import logging
 import os
 import platform
@@ -30,17 +29,13 @@ from pants_dist.geometry import Geometry
 from pants_dist.heartbeat import Heartbeat
 from pants_dist.loader import Loader, Reader, make_source
 from pants_dist.model import Intensity, Segmenter
-from pants_dist.plan import Plan
-from pants_dist.splits import Splits, splits_of
+from pants_dist.plan import Plan, plan_of
+from pants_dist.splits import splits_of
 from pants_dist.stage import Stage
 from pants_dist.store import Store, open_store
-from pants_dist.structures import LESION
-from pants_dist.tracking import Tracker, mark, write_atomically
+from pants_dist.tracking import FAILURE, Tracker, mark, write_atomically
 from pants_dist.transfer import load_weights, read_weights
 from pants_dist.uploads import following
-from pants_dist.weights import requests_of, weigh
-
-FAILURE = "failure"  # a file in the run folder: which rank failed of its own, and how
 
 
 def train(settings: Settings, run: Path) -> None:
@@ -119,27 +114,6 @@ def geometry_of(settings: Settings) -> Geometry:
     data, augment = settings.data, settings.augment
     turns = augment.rotation_degrees, augment.scale, augment.mirror
     return Geometry(data.patch_zyx, data.spacing_mm_zyx, *turns, data.max_window_mb << 20)
-
-
-def plan_of(store: Store, settings: Settings, splits: Splits) -> Plan:
-    """The plan of a run: training cases of the split, and what a patch of each may be centred on."""
-    data = settings.data
-    cases = tuple(splits.by_case.index[splits.by_case == "train"].tolist())
-    rows = store.frame("center", *data.shares).loc[list(cases)]
-    names = settings.model.outputs.structures
-    if stray := sorted(set(names) - (annotated := store.annotated())):
-        raise UserError(
-            f"model.structures: {stray[0]!r} is annotated in no case of {store.path}; it has {', '.join(sorted(annotated))}"
-        )
-    has = store.holding(*dict.fromkeys((*names, LESION))).loc[list(cases)]
-    rows["lesion"] = has[LESION]
-    held = has[list(names)].to_numpy().tolist()
-    present = {case: tuple(itertools.compress(names, row)) for case, row in zip(cases, held, strict=True)}
-    requests = requests_of(rows, data)
-    weights = tuple(weigh(requests, len(cases)).tolist()) if requests else ()
-    return Plan(
-        settings.seed, settings.train.batch, cases, present, data.foreground_fraction, data.structure_weights, weights
-    )  # fmt: skip
 
 
 def intensity_of(store: Store, cases: tuple[str, ...]) -> Intensity:
