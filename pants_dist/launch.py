@@ -71,7 +71,7 @@ def launch(settings: Settings, name: str) -> int:
     command.append(f"--min-nodes={settings.train.min_nodes or node.count}")
     if ATTEMPT in os.environ:  # a batch script started us: its log tells the ranks' lines apart
         command.append(f"--logs={run / 'logs'}")
-    with placed(ready, node, run) as (meeting, found):
+    with placed(ready, node, run) as (meeting, found), temporary(found) as environment["TMPDIR"]:
         code = _run([*command, *meeting], environment | found, run, node, settings.train.restarts)
     return _outcome(run, code) if node.leads else int(code != 0)
 
@@ -150,6 +150,16 @@ def placed(ready: Prepared, node: Node, run: Path) -> Iterator[tuple[list[str], 
     else:
         with reading(settings) as environment:
             yield [], environment
+
+
+@contextlib.contextmanager
+def temporary(found: dict[str, str]) -> Iterator[str]:
+    """A folder for temporary files of agent and ranks, which is swept however they end: Ray's, where there is one."""
+    if folder := found.get(cluster.FOLDER_VARIABLE):
+        yield folder
+        return
+    with cluster.private_folder() as own:
+        yield str(own)
 
 
 def check_cases(store: Store, most: int, data: Data) -> None:
