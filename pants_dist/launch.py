@@ -1,6 +1,7 @@
 """Starts a run: its folder, Ray for reading, and the agent of this node that starts its ranks; again where one was killed.
 
-What is checked before is checked by `submit`, too, on a login node: torch, which takes seconds, is imported by who starts.
+What is checked before is checked by `submit`, too, on a login node. In a batch job the ranks do those checks that need torch,
+which takes seconds to import: they have it.
 """
 
 import contextlib
@@ -26,10 +27,10 @@ from pants_dist.rollcall import Report
 from pants_dist.settings import MAY_CHANGE, Train
 from pants_dist.splits import Splits, splits_of, validation_cases
 from pants_dist.store import Store, open_store
-from pants_dist.tracking import FAILURE, STOP_REQUEST, code_version, mark, read_summary, write_atomically
+from pants_dist.tracking import ATTEMPT, FAILURE, STOP_REQUEST, code_version, mark, read_summary, write_atomically
 
 REQUEUE = 75  # exit code: stopped on request with everything saved; run the same command again (EX_TEMPFAIL)
-ATTEMPT = "PANTS_DIST_ATTEMPT"  # environment: which start of a job this is; set by the batch script
+GPU_DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/kfd"))  # there where a node has GPUs, NVIDIA's or AMD's
 CASES_READ = 8  # by each node, before ranks start
 FIRST_PATIENCE_S, PATIENCE_S = 300, 40  # for the agents of other nodes, at first and after a rank was killed
 
@@ -51,29 +52,44 @@ def launch(settings: Settings, name: str) -> int:
     request (the same command goes on), 1 failed. Raises UserError before anything is started where settings, store and
     split do not fit together.
     """
-    from pants_dist import memory
-    from pants_dist.checkpoints import resume_point
-
-    node = this_node()
+    node, in_job = this_node(), ATTEMPT in os.environ
     try:
-        ready = prepared(settings, node.count, memory.check)
+        ready = prepared(settings, node.count, _fits_later if in_job else _fits_here)
     except UserError as error:
         if not node.leads:
             excused(node, Path(settings.runs) / name, Report.of_this_node("", str(error)))
         raise
     settings = ready.settings
     run = prepare_run(settings, name, ready.about) if node.leads else Path(settings.runs) / name
-    if resume_point(run, ready.plan, asdict(settings.model))[1] >= settings.train.steps:
+    if not in_job and _is_over(ready, run):
         return 0
     ranks = settings.train.ranks
     environment = environment_of(ranks)
     command = [sys.executable, "-m", "pants_dist.agent", str(run), f"--ranks={ranks}"]
     command.append(f"--min-nodes={settings.train.min_nodes or node.count}")
-    if ATTEMPT in os.environ:  # a batch script started us: its log tells the ranks' lines apart
+    if in_job:  # its log tells the ranks' lines apart
         command.append(f"--logs={run / 'logs'}")
     with placed(ready, node, run) as (meeting, found), temporary(found) as environment["TMPDIR"]:
         code = _run([*command, *meeting], environment | found, run, node, settings.train.restarts)
     return _outcome(run, code) if node.leads else int(code != 0)
+
+
+def _fits_here(settings: Settings) -> None:
+    from pants_dist import memory
+
+    memory.check(settings)
+
+
+def _fits_later(settings: Settings) -> None:
+    """Nothing: train.train looks at it."""
+
+
+def _is_over(ready: Prepared, run: Path) -> bool:
+    """Whether the run has done its steps. Raises UserError where its checkpoint does not fit the plan."""
+    from pants_dist.checkpoints import resume_point
+
+    settings = ready.settings
+    return resume_point(run, ready.plan, asdict(settings.model))[1] >= settings.train.steps
 
 
 def prepared(settings: Settings, nodes: int, fits: Callable[[Settings], None]) -> Prepared:
@@ -177,10 +193,8 @@ def check_cases(store: Store, most: int, data: Data) -> None:
 
 def _lacking(ready: Prepared) -> str:
     """What this node has too little of for the run, or cannot read, with the cure; "" if nothing."""
-    import torch
-
     settings, given = ready.settings, os.environ.get("SLURM_GPUS_ON_NODE", "0")
-    ranks, gpus = settings.train.ranks, torch.cuda.device_count()
+    ranks, gpus = settings.train.ranks, _gpus() if given != "0" or any(driver.exists() for driver in GPU_DRIVERS) else 0
     if given != "0" and not gpus:
         return (
             f"SLURM gave us {given} GPUs, but torch sees none; install a torch with CUDA that fits the driver (nvidia-smi says "
@@ -195,6 +209,12 @@ def _lacking(ready: Prepared) -> str:
     except UserError as error:
         return str(error)
     return ""
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def reading(settings: Settings) -> contextlib.AbstractContextManager[dict[str, str]]:

@@ -150,10 +150,9 @@ def _train(given: Given) -> list[Any]:
     variants = _variants(given, check)
     if len(variants) > 1 and not given.dry_run and not given.local:
         check_array(len(variants), queue.largest_array_index(), "submit train")
-    base = Path(given.settings.runs) / given.run_name
     runs = [Path(variant.settings.runs) / variant.name for variant in variants]
     configs = _configs(runs, variants, check, given.dry_run)
-    folder = runs[0] if variants[0].name == given.run_name else base
+    folder = Path(given.settings.runs) / given.run_name  # of the one run, or of a sweep that of its runs' folders
     return [train_stage(runs, folder, given.max_running, _for_training(given), Path.cwd(), configs if given.dry_run else ())]
 
 
@@ -181,9 +180,8 @@ def _folds(given: Given, check: Any) -> list[Variant]:
     if given.sweep:
         raise UserError("submit train: --sweep and --leave-one-center-out are two arrays; submit them one by one")
     frame = check.store(given.settings).frame("center", "center_kind", "official_split")
-    names, cases = hospitals(frame), frame["center"].value_counts()
+    names, cases, runs = hospitals(frame), frame["center"].value_counts(), str(Path(given.settings.runs) / given.run_name)
     largest = sorted(names, key=lambda name: -cases[name])[:FOLDS_CHECKED]
-    runs = str(Path(given.settings.runs) / given.run_name)
     folds = [
         replace(given.settings.data, held_out_fraction=None, held_out_centers=(), split_file=None, leave_one_center_out=number)
         for number in range(len(names))

@@ -18,6 +18,7 @@ from pants_dist import __version__
 from pants_dist.diagnosis import LONG, Finding, diagnose
 from pants_dist.disk import replacing
 
+ATTEMPT = "PANTS_DIST_ATTEMPT"  # environment: which start of a job this is; set by the batch script
 STOP_REQUEST = "stop-request"  # a file in the run folder: all ranks save the same step and end
 FAILURE = "failure"  # a file in the run folder: which rank failed of its own, and how
 UPLOADED = "wandb-uploaded"  # a file in the run folder: how many bytes of metrics.jsonl W&B has, and which evaluation

@@ -323,11 +323,12 @@ def test_a_pipeline_is_one_command(slurm: Cluster, home: Path) -> None:
     assert "every stage is done" in pants_dist(slurm, home, *words, code=2)
 
 
-def test_a_sweep_is_one_array(slurm: Cluster, home: Path, store: Path) -> None:
+def test_a_sweep_is_one_array(slurm: Cluster, home: Path, store: Path, capsys: pytest.CaptureFixture) -> None:
     """A run folder for each value, and one table of them all; --dry-run's script alone, in a clean folder, is enough for it."""
     settings = [f"--{k}={v}" for k, v in (SMALL | {"train.steps": "2", "data.store": str(store)}).items()]
     words = ["submit", "train", "--config", "debug", "--run-name", "s", "--sweep", "optim.lr=1e-3,3e-4", "--max-running", "2"]
-    (home / "script").write_text(pants_dist(slurm, home, *words, "--mem", "1G", "--dry-run", *settings))
+    assert here(slurm, home, *words, "--mem", "1G", "--dry-run", *settings) == 0
+    (home / "script").write_text(capsys.readouterr().out)
     done = slurm.call("sbatch", "--wait", "script", cwd=home, timeout=120)
     assert done.returncode == 0, done.stderr + "".join(path.read_text() for path in (home / "runs/s").glob("*.out"))
     table = pants_dist(slurm, home, "status", "runs/s").splitlines()
