@@ -61,7 +61,7 @@ def launch(settings: Settings, name: str) -> int:
         raise
     settings = ready.settings
     run = prepare_run(settings, name, ready.about) if node.leads else Path(settings.runs) / name
-    if not in_job and _is_over(ready, run):
+    if (not in_job or read_summary(run).get("state") == "finished") and _is_over(ready, run):
         return 0
     ranks = settings.train.ranks
     environment = environment_of(ranks)
