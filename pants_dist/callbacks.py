@@ -104,7 +104,7 @@ class Validation(L.Callback):
         if not settings.validation.every or step % settings.validation.every:
             return
         doing("validation")
-        cases = validation_cases(self.store, settings, self.splits)
+        cases = validation_cases(self.store, self.splits, settings.validation.cases)
         mine = cases[trainer.global_rank :: trainer.world_size]
         folder = validation_folder(self.tracker.run, step)
         rows: list[dict[str, Any]] = []

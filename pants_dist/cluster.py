@@ -28,7 +28,7 @@ READER_BYTES, RAY_BYTES = 300 << 20, 300 << 20  # of a reading process, and of R
 FOLDER_VARIABLE = "PANTS_DIST_RAY_FOLDER"
 SHARED_MEMORY = Path("/dev/shm")
 PATIENCE_SECONDS = 10.0  # for an answer from another node
-LONGEST_TEMPORARY = 40  # Ray's sockets lie below it, and a socket's path may have 107 bytes
+LONGEST_TEMPORARY = 40  # Ray's and multiprocessing's sockets lie below it, and a socket's path may have 107 bytes
 
 
 @dataclass(frozen=True)
@@ -117,11 +117,11 @@ def check_memory(readers: int, object_store_bytes: int) -> None:
 
 @contextlib.contextmanager
 def private_folder() -> Iterator[Path]:
-    """A new folder on this machine's own disk for one Ray. Whatever has a file in it open at the end is killed.
+    """A new folder on this machine's own disk for one run. Whatever has a file in it open at the end is killed.
 
     Such folders of ours whose process is gone, after a kill that no janitor outlived, are swept first.
     """
-    parent, prefix = Path(_short_folder()), f"pants-ray-{os.getuid()}-"
+    parent, prefix = Path(_short_folder()), f"pants-run-{os.getuid()}-"
     for leftover in parent.glob(f"{prefix}*"):
         if orphaned := claim(str(leftover)):
             with orphaned:

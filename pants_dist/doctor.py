@@ -19,6 +19,7 @@ PACKAGES = ("torch", "lightning", "monai", "ray", "zarr", "numcodecs", "wandb")
 SLURM = ("sbatch", "squeue", "scontrol", "sacct", "scancel")
 CGROUP = Path("/sys/fs/cgroup")
 SHARED_MEMORY = Path("/dev/shm")
+ROCM = Path("/dev/kfd")  # there where AMD's driver is
 OLDEST_PYTHON = (3, 11)
 FEWEST_OPEN_FILES = 4096
 GIB = 1 << 30
@@ -67,7 +68,7 @@ def look(folder: Path) -> Machine:
     """Ask the machine. Nothing is changed; a question that it does not answer is None."""
     import psutil
 
-    disk = os.statvfs(folder)
+    disk, gpus = os.statvfs(folder), _driver_gpus()
     return Machine(
         python=sys.version_info[:3],
         cores=len(os.sched_getaffinity(0)),
@@ -79,8 +80,8 @@ def look(folder: Path) -> Machine:
         disk_free=disk.f_bavail * disk.f_frsize,
         files_free=disk.f_favail if disk.f_files else None,
         packages={name: _version(name) for name in PACKAGES},
-        gpus=_driver_gpus(),
-        torch_gpus=_torch_gpus(),
+        gpus=gpus,
+        torch_gpus=_torch_gpus() if gpus or ROCM.exists() else 0,
         commands=tuple(name for name in SLURM if shutil.which(name)),
         open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[1],
         **_of_the_site(folder),

@@ -70,10 +70,14 @@ def family(folder: Path) -> list[Path]:
     return [folder, *below]
 
 
-def in_queue(folder: Path) -> dict[str, queue.State]:
-    """State of each of the jobs of a run, or of a sweep, that wait or run, by id."""
-    ids = [job.job for run in family(folder) for job in last_of_each(run).values()]
+def in_queue(*folders: Path) -> dict[str, queue.State]:
+    """State of each of the jobs of runs, or of sweeps, that wait or run, by id."""
+    ids = [job for folder in folders for job in _last_ids(folder)]
     return {job: state for job, state in queue.states(ids).items() if state.word not in OVER}
+
+
+def _last_ids(folder: Path) -> list[str]:
+    return [job.job for run in family(folder) for job in last_of_each(run).values()]
 
 
 def withdraw(folder: Path, now: bool) -> list[str]:
@@ -115,13 +119,14 @@ def send(stages: Sequence[Stage], site: Site, after: str | None) -> list[str]:
 
     Raises UserError where one of them is in the queue already, or SLURM refuses one; those before are then withdrawn.
     """
-    for stage in stages:
-        for folder in {folder for _, folder, _ in elements(stage.job)}:
-            if waiting := in_queue(folder):
-                raise UserError(
-                    f"run {folder}: job {min(waiting)} is in the queue already; wait for it (pants-dist status {folder}), or "
-                    f"withdraw it (pants-dist cancel {folder})"
-                )
+    folders = dict.fromkeys(folder for stage in stages for _, folder, _ in elements(stage.job))
+    waiting = in_queue(*folders)
+    for folder in folders:
+        if ours := sorted(waiting.keys() & _last_ids(folder)):
+            raise UserError(
+                f"run {folder}: job {ours[0]} is in the queue already; wait for it (pants-dist status {folder}), or "
+                f"withdraw it (pants-dist cancel {folder})"
+            )
     scripts = [keep(stage, site) for stage in stages]
     for script in scripts:
         queue.check(str(script))

@@ -1,4 +1,8 @@
-"""Starts a run: its folder, Ray for reading, and the agent of this node that starts its ranks; again where one was killed."""
+"""Starts a run: its folder, Ray for reading, and the agent of this node that starts its ranks; again where one was killed.
+
+What is checked before is checked by `submit`, too, on a login node. In a batch job the ranks do those checks that need torch,
+which takes seconds to import: they have it.
+"""
 
 import contextlib
 import math
@@ -12,11 +16,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from pants_dist import cluster, config, memory
+from pants_dist import cluster, config
 from pants_dist.agent import ALONE
-from pants_dist.checkpoints import resume_point
 from pants_dist.config import Data, Settings
 from pants_dist.errors import DamagedError, UserError
 from pants_dist.nodes import Node, RaySize, allocated_cores, excused, gathered, this_node
@@ -25,10 +27,10 @@ from pants_dist.rollcall import Report
 from pants_dist.settings import MAY_CHANGE, Train
 from pants_dist.splits import Splits, splits_of, validation_cases
 from pants_dist.store import Store, open_store
-from pants_dist.tracking import FAILURE, STOP_REQUEST, code_version, mark, read_summary, write_atomically
+from pants_dist.tracking import ATTEMPT, FAILURE, STOP_REQUEST, code_version, mark, read_summary, write_atomically
 
 REQUEUE = 75  # exit code: stopped on request with everything saved; run the same command again (EX_TEMPFAIL)
-ATTEMPT = "PANTS_DIST_ATTEMPT"  # environment: which start of a job this is; set by the batch script
+GPU_DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/kfd"))  # there where a node has GPUs, NVIDIA's or AMD's
 CASES_READ = 8  # by each node, before ranks start
 FIRST_PATIENCE_S, PATIENCE_S = 300, 40  # for the agents of other nodes, at first and after a rank was killed
 
@@ -50,39 +52,61 @@ def launch(settings: Settings, name: str) -> int:
     request (the same command goes on), 1 failed. Raises UserError before anything is started where settings, store and
     split do not fit together.
     """
-    node = this_node()
+    node, in_job = this_node(), ATTEMPT in os.environ
     try:
-        ready = prepared(settings, node.count)
+        ready = prepared(settings, node.count, _fits_later if in_job else _fits_here)
     except UserError as error:
         if not node.leads:
             excused(node, Path(settings.runs) / name, Report.of_this_node("", str(error)))
         raise
     settings = ready.settings
     run = prepare_run(settings, name, ready.about) if node.leads else Path(settings.runs) / name
-    if resume_point(run, ready.plan, asdict(settings.model))[1] >= settings.train.steps:
+    if (not in_job or read_summary(run).get("state") == "finished") and _is_over(ready, run):
         return 0
     ranks = settings.train.ranks
     environment = environment_of(ranks)
     command = [sys.executable, "-m", "pants_dist.agent", str(run), f"--ranks={ranks}"]
     command.append(f"--min-nodes={settings.train.min_nodes or node.count}")
-    if ATTEMPT in os.environ:  # a batch script started us: its log tells the ranks' lines apart
+    if in_job:  # its log tells the ranks' lines apart
         command.append(f"--logs={run / 'logs'}")
-    with placed(ready, node, run) as (meeting, found):
+    with placed(ready, node, run) as (meeting, found), temporary(found) as environment["TMPDIR"]:
         code = _run([*command, *meeting], environment | found, run, node, settings.train.restarts)
     return _outcome(run, code) if node.leads else int(code != 0)
 
 
-def prepared(settings: Settings, nodes: int = 1, fits: Callable[[Settings], None] = memory.check) -> Prepared:
+def _fits_here(settings: Settings) -> None:
+    from pants_dist import memory
+
+    memory.check(settings)
+
+
+def _fits_later(settings: Settings) -> None:
+    """Nothing: train.train looks at it."""
+
+
+def _is_over(ready: Prepared, run: Path) -> bool:
+    """Whether the run has done its steps. Raises UserError where its checkpoint does not fit the plan."""
+    from pants_dist.checkpoints import resume_point
+
+    settings = ready.settings
+    return resume_point(run, ready.plan, asdict(settings.model))[1] >= settings.train.steps
+
+
+def prepared(settings: Settings, nodes: int, fits: Callable[[Settings], None]) -> Prepared:
     """What a run with these settings on so many nodes needs. Raises UserError where they do not fit together.
 
-    `fits` looks at the memory that a step needs: that of this machine, unless the run will be on others.
+    `fits` looks at the memory that a step needs.
     """
     config.check(settings)
     check_shares(settings.train, nodes)
     fits(settings)
     store = open_store(settings.data.store)
-    settings = replace(settings, data=_found_from_anywhere(settings.data, store))
-    splits = splits_of(store, settings.data)
+    settings = found_from_anywhere(settings, store)
+    return fitting(settings, store, splits_of(store, settings.data))
+
+
+def fitting(settings: Settings, store: Store, splits: Splits) -> Prepared:
+    """The plan of a run on this split of a store. Raises UserError where there is none, or nothing to validate on."""
     plan = plan_of(store, settings, splits)
     if settings.validation.every:
         check_validation(store, settings, splits)
@@ -92,7 +116,7 @@ def prepared(settings: Settings, nodes: int = 1, fits: Callable[[Settings], None
 def check_validation(store: Store, settings: Settings, splits: Splits) -> None:
     """Raises UserError where validation would have no case, or none by which the best checkpoint is chosen."""
     every, best = settings.validation.every, settings.validation.best
-    cases = validation_cases(store, settings, splits)
+    cases = validation_cases(store, splits, settings.validation.cases)
     if not cases:
         raise UserError(
             f"validation.every is {every}, but no case is kept for validation; set it to null, raise "
@@ -144,6 +168,16 @@ def placed(ready: Prepared, node: Node, run: Path) -> Iterator[tuple[list[str], 
             yield [], environment
 
 
+@contextlib.contextmanager
+def temporary(found: dict[str, str]) -> Iterator[str]:
+    """A folder for temporary files of agent and ranks, which is swept however they end: Ray's, where there is one."""
+    if folder := found.get(cluster.FOLDER_VARIABLE):
+        yield folder
+        return
+    with cluster.private_folder() as own:
+        yield str(own)
+
+
 def check_cases(store: Store, most: int, data: Data) -> None:
     """Raises UserError where one of so many cases, drawn with a fixed seed, is missing, has another size, or cannot be read.
 
@@ -160,7 +194,7 @@ def check_cases(store: Store, most: int, data: Data) -> None:
 def _lacking(ready: Prepared) -> str:
     """What this node has too little of for the run, or cannot read, with the cure; "" if nothing."""
     settings, given = ready.settings, os.environ.get("SLURM_GPUS_ON_NODE", "0")
-    ranks, gpus = settings.train.ranks, torch.cuda.device_count()
+    ranks, gpus = settings.train.ranks, _gpus() if given != "0" or any(driver.exists() for driver in GPU_DRIVERS) else 0
     if given != "0" and not gpus:
         return (
             f"SLURM gave us {given} GPUs, but torch sees none; install a torch with CUDA that fits the driver (nvidia-smi says "
@@ -175,6 +209,12 @@ def _lacking(ready: Prepared) -> str:
     except UserError as error:
         return str(error)
     return ""
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def reading(settings: Settings) -> contextlib.AbstractContextManager[dict[str, str]]:
@@ -200,10 +240,10 @@ def object_store_bytes(settings: Settings) -> int:
     return max(2 * under_way, 128 << 20)
 
 
-def _found_from_anywhere(data: Data, store: Store) -> Data:
+def found_from_anywhere(settings: Settings, store: Store) -> Settings:
     """The same with absolute paths: ranks and later evaluations may stand in other folders."""
-    split_file = data.split_file and str(Path(data.split_file).resolve())
-    return replace(data, store=str(store.path.resolve()), split_file=split_file)
+    split_file = settings.data.split_file and str(Path(settings.data.split_file).resolve())
+    return replace(settings, data=replace(settings.data, store=str(store.path.resolve()), split_file=split_file))
 
 
 def environment_of(ranks: int) -> dict[str, str]:
@@ -218,9 +258,14 @@ def prepare_run(settings: Settings, name: str, about: str) -> Path:
     """
     run = Path(settings.runs) / name
     check_same(settings, run)
+    keep_config(settings, run, about)
+    return run
+
+
+def keep_config(settings: Settings, run: Path, about: str) -> None:
+    """Write config.yaml of a run that `check_same` has nothing against."""
     run.mkdir(parents=True, exist_ok=True)
     write_atomically(run / "config.yaml", config_text(settings, run, about))
-    return run
 
 
 def config_text(settings: Settings, run: Path, about: str) -> str:

@@ -122,21 +122,6 @@ class Plan:
         return [self.sample(step * self.batch + place) for place in range(rank, self.batch, ranks)]
 
 
-def words(seed: int, stream: int, index: int, count: int) -> np.ndarray:
-    """Random words (uint64). numpy promises the raw words of a bit generator for ever, unlike what is made of them."""
-    return np.random.Philox(key=[seed, 2 * index + stream]).random_raw(count)
-
-
-def uniform(drawn: np.ndarray) -> np.ndarray:
-    """Numbers in [0, 1) of random words: their upper 53 bits."""
-    return (drawn >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-@lru_cache(maxsize=4)
-def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
-    return np.argsort(words(seed, EPOCH_STREAM, epoch, count), kind="stable").astype(np.int32)
-
-
 def plan_of(store: "Store", settings: Settings, splits: "Splits") -> Plan:
     """The plan of a run: training cases of the split, and what a patch of each may be centred on.
 
@@ -159,3 +144,18 @@ def plan_of(store: "Store", settings: Settings, splits: "Splits") -> Plan:
     return Plan(
         settings.seed, settings.train.batch, cases, present, data.foreground_fraction, data.structure_weights, weights
     )  # fmt: skip
+
+
+def words(seed: int, stream: int, index: int, count: int) -> np.ndarray:
+    """Random words (uint64). numpy promises the raw words of a bit generator for ever, unlike what is made of them."""
+    return np.random.Philox(key=[seed, 2 * index + stream]).random_raw(count)
+
+
+def uniform(drawn: np.ndarray) -> np.ndarray:
+    """Numbers in [0, 1) of random words: their upper 53 bits."""
+    return (drawn >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+@lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
+    return np.argsort(words(seed, EPOCH_STREAM, epoch, count), kind="stable").astype(np.int32)

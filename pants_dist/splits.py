@@ -17,7 +17,7 @@ import pandas as pd
 from pants_dist.cases import UNKNOWN, hospital, listing, may_contain
 from pants_dist.duplicates import patients
 from pants_dist.errors import UserError
-from pants_dist.settings import FROZEN, Data, Settings
+from pants_dist.settings import FROZEN, Data
 from pants_dist.structures import LESION
 
 if TYPE_CHECKING:
@@ -67,12 +67,13 @@ class Splits:
         return ", ".join(parts + ([f"frozen as {self.digest}"] if self.digest else []))
 
 
-def split_of(frame: pd.DataFrame, data: Data) -> Splits:
+def split_of(frame: pd.DataFrame, data: Data, patient: Mapping[str, str] | None = None) -> Splits:
     """The split of every case of `frame` (COLUMNS of the manifest, indexed by case id).
 
     The official test cases stay apart, whatever is held out. A held-out hospital's other cases are "held_out"; scans of
     pools and of unknown centers, which may be its own, are left out unless `data` keeps them. Of each seen center a share
-    `data.val_fraction` (at least one patient of two) is "val_seen", a patient's scans together.
+    `data.val_fraction` (at least one patient of two) is "val_seen", a patient's scans together. `patient`: what patients_of
+    says of the frame, where that is known already.
     Raises UserError where the settings do not fit these cases, with the values that would.
     """
     if data.split_file is not None:
@@ -88,7 +89,7 @@ def split_of(frame: pd.DataFrame, data: Data) -> Splits:
             f"{_held_by(data)}: {listing(held)} held out leaves no cases to train on among the store's "
             f"{len(frame)}; hold out fewer of the {len(hospitals(frame))} hospitals"
         )
-    patient = patients_of(frame)
+    patient = patients_of(frame) if patient is None else patient
     leaks = _leaks(split, patient, data)
     split[leaks], reasons[leaks] = "", SUSPECTED
     split[_validation(frame, split, patient, data.val_fraction)] = "val_seen"
@@ -97,9 +98,15 @@ def split_of(frame: pd.DataFrame, data: Data) -> Splits:
     return Splits(split, reasons, held)
 
 
-def splits_of(store: "Store", data: Data) -> Splits:
+def splits_of(store: "Store", data: Data, patient: Mapping[str, str] | None = None) -> Splits:
     """The split of a store's cases. A second or so for 36,390: worked out once and handed on."""
-    return split_of(store.frame(*COLUMNS), data)
+    return split_of(store.frame(*COLUMNS), data, patient)
+
+
+def validation_cases(store: "Store", splits: Splits, most: int | None) -> list[str]:
+    """The fixed sample that is scored during training: so many of seen centers, and of held-out ones (in_turn). None: all."""
+    frame = store.frame("center", "voxels", "annotated")
+    return [case for split in DEFAULT_SPLITS for case in in_turn(frame, splits.by_case, split)[:most]]
 
 
 def hospitals(frame: pd.DataFrame) -> list[str]:
@@ -149,12 +156,6 @@ def in_turn(frame: pd.DataFrame, split: pd.Series, name: str) -> list[str]:
     place = 2 * rows.groupby(["center", lesion.rename("lesion")]).cumcount() + ~begins
     turn = place.groupby(center).rank(method="first")
     return rows.assign(turn=turn).sort_values(["turn", "center"], kind="stable").index.tolist()
-
-
-def validation_cases(store: "Store", settings: Settings, splits: Splits) -> list[str]:
-    """The fixed sample that is scored during training: `validation.cases` of seen and of held-out (in_turn)."""
-    frame = store.frame("center", "voxels", "annotated")
-    return [case for split in DEFAULT_SPLITS for case in in_turn(frame, splits.by_case, split)[: settings.validation.cases]]
 
 
 def digest_of(content: Mapping[str, Any]) -> str:

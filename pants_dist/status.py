@@ -78,16 +78,15 @@ def _rows_of(folder: Path, runs: Path, jobs: dict[str, Submitted], known: dict[s
 
 
 def _row(folder: Path, name: str, stage: str, parts: list[Submitted], known: dict[str, queue.State]) -> Row:
-    states = [known[part.job] for part in parts if part.job in known]
-    queued = [state for state in states if state.word not in OVER]
-    done = sum(is_done(folder, part.stage) for part in parts)
+    queued = [known[part.job] for part in parts if part.job in known and known[part.job].word not in OVER]
+    left = [part for part in parts if not is_done(folder, part.stage)]
+    done, ended = len(parts) - len(left), [known[part.job] for part in left if part.job in known]
     summary = read_summary(folder) if stage == "train" else {}
-    if queued:
-        word = ", ".join(f"{word} {n}" if len(parts) > 1 else word for word, n in Counter(s.word for s in queued).items())
-    elif parts and done == len(parts):
+    if parts and not queued and not left:
         word = "done"
-    else:
-        word = states[-1].word if states else _by_heartbeat(summary)
+    else:  # of an array that is over, what became of those that did not end well
+        counted = Counter(state.word for state in queued or ended).items()
+        word = ", ".join(f"{word} {n}" if len(parts) > 1 else word for word, n in counted) or _by_heartbeat(summary)
     waits = {state.reason for state in queued if state.word == "PENDING" and state.reason not in ("", "None")}
     progress = _progress(folder, summary, bool(queued)) if summary else {}
     note = "; ".join([f"waits: {reason}" for reason in sorted(waits)] + progress.pop("notes", []))

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pants_dist.errors import UserError
 from pants_dist.parser import Given, Parser, add_convert, add_train, ends, run_name_of, settings_of
@@ -18,6 +18,15 @@ OPTIONS_OF = {
     "--sweep": ("train",), "--leave-one-center-out": ("train",), "--max-running": ("train",),
 }  # fmt: skip
 SECONDS_BETWEEN_TABLES = 5.0
+FOLDS_CHECKED = 2  # whose split is worked out before they are queued: those that leave least to train on
+
+
+class Variant(NamedTuple):
+    """A run of a sweep: its name and settings, and whether its split is worked out here, or only when it begins."""
+
+    name: str
+    settings: Any
+    fitted: bool = True
 
 
 def submit(given: Given) -> int:
@@ -135,48 +144,51 @@ def _check_conversion(given: Given) -> None:
 def _train(given: Given) -> list[Any]:
     from pants_dist import queue
     from pants_dist.pipeline import check_array, train_stage
+    from pants_dist.preflight import Preflight
 
-    variants = _variants(given)
+    check = Preflight(_for_training(given), given.site)
+    variants = _variants(given, check)
     if len(variants) > 1 and not given.dry_run and not given.local:
         check_array(len(variants), queue.largest_array_index(), "submit train")
-    base = Path(given.settings.runs) / given.run_name
-    runs = [Path(settings.runs) / name for name, settings in variants]
-    configs = [_prepared(settings, run, given) for run, (_, settings) in zip(runs, variants, strict=True)]
-    folder = runs[0] if variants[0][0] == given.run_name else base
+    runs = [Path(variant.settings.runs) / variant.name for variant in variants]
+    configs = _configs(runs, variants, check, given.dry_run)
+    folder = Path(given.settings.runs) / given.run_name  # of the one run, or of a sweep that of its runs' folders
     return [train_stage(runs, folder, given.max_running, _for_training(given), Path.cwd(), configs if given.dry_run else ())]
 
 
-def _variants(given: Given) -> list[tuple[str, Any]]:
-    """(run name, settings) of the one run, or of each of a sweep, whose folders lie in one of the sweep's name."""
+def _variants(given: Given, check: Any) -> list[Variant]:
+    """The one run, or each of a sweep, whose folders lie in one of the sweep's name."""
     from pants_dist import config
     from pants_dist.pipeline import sweep
 
     if given.leave_one_center_out:
-        return _folds(given)
-    else:
-        changes = sweep(given.sweep)
+        return _folds(given, check)
+    changes = sweep(given.sweep)
     for name in changes[0]:
         if name not in config.catalog():
             raise UserError(f"--sweep: no setting {name!r}{config.nearest(name, config.catalog())}")
     if changes == [{}]:
-        return [(given.run_name, given.settings)]
+        return [Variant(given.run_name, given.settings)]
     runs = str(Path(given.settings.runs) / given.run_name)
-    return [(_name(change), given.with_changes(change | {"runs": runs})) for change in changes]
+    return [Variant(_name(change), given.with_changes(change | {"runs": runs})) for change in changes]
 
 
-def _folds(given: Given) -> list[tuple[str, Any]]:
+def _folds(given: Given, check: Any) -> list[Variant]:
     """A run without each of the hospitals, in the order of data.leave_one_center_out; other words on who is held out go."""
-    from pants_dist.splits import COLUMNS, hospitals
-    from pants_dist.store import open_store
+    from pants_dist.splits import hospitals
 
     if given.sweep:
         raise UserError("submit train: --sweep and --leave-one-center-out are two arrays; submit them one by one")
-    names = hospitals(open_store(given.settings.data.store).frame(*COLUMNS))
-    nothing = {"data.held_out_fraction": "null", "data.held_out_centers": "[]", "data.split_file": "null"}
-    runs = str(Path(given.settings.runs) / given.run_name)
+    frame = check.store(given.settings).frame("center", "center_kind", "official_split")
+    names, cases, runs = hospitals(frame), frame["center"].value_counts(), str(Path(given.settings.runs) / given.run_name)
+    largest = sorted(names, key=lambda name: -cases[name])[:FOLDS_CHECKED]
+    folds = [
+        replace(given.settings.data, held_out_fraction=None, held_out_centers=(), split_file=None, leave_one_center_out=number)
+        for number in range(len(names))
+    ]
     return [
-        (_name({f"{number:03d}": name}), given.with_changes(nothing | {"data.leave_one_center_out": str(number), "runs": runs}))
-        for number, name in enumerate(names)
+        Variant(_name({f"{number:03d}": name}), replace(given.settings, data=data, runs=runs), name in largest)
+        for number, (name, data) in enumerate(zip(names, folds, strict=True))
     ]
 
 
@@ -184,19 +196,17 @@ def _name(change: dict[str, str]) -> str:
     return re.sub(r"[^\w.=,+-]+", "_", ",".join(f"{name}={value.strip('[]')}" for name, value in change.items()))
 
 
-def _prepared(settings: Any, run: Path, given: Given) -> str:
-    """The run's config.yaml, all checked; written to its folder, with --dry-run not."""
-    from pants_dist import memory
-    from pants_dist.launch import check_cases, check_same, config_text, prepare_run, prepared
-    from pants_dist.preflight import SAMPLED, rank_bytes
+def _configs(runs: list[Path], variants: list[Variant], check: Any, dry_run: bool) -> list[str]:
+    """config.yaml of each run, once all are checked; written to their folders, with --dry-run not."""
+    from pants_dist.launch import check_same, config_text, keep_config
 
-    there = rank_bytes(_for_training(given), settings, given.site)
-    ready = prepared(settings, given.nodes, lambda settings: memory.check(settings, there))
-    check_cases(ready.store, SAMPLED, settings.data)
-    check_same(ready.settings, run)
-    if not given.dry_run:
-        prepare_run(ready.settings, run.name, ready.about)
-    return config_text(ready.settings, run, ready.about)
+    ready = [(check.fitted if variant.fitted else check.opened)(variant.settings) for variant in variants]
+    for run, (settings, _) in zip(runs, ready, strict=True):
+        check_same(settings, run)
+    for run, (settings, about) in zip(runs, ready, strict=True):
+        if not dry_run:
+            keep_config(settings, run, about)
+    return [config_text(settings, run, about) for run, (settings, about) in zip(runs, ready, strict=True)]
 
 
 def _for_training(given: Given) -> Any:

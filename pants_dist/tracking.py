@@ -10,6 +10,7 @@ import json
 import socket
 import subprocess
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from pants_dist import __version__
 from pants_dist.diagnosis import LONG, Finding, diagnose
 from pants_dist.disk import replacing
 
+ATTEMPT = "PANTS_DIST_ATTEMPT"  # environment: which start of a job this is; set by the batch script
 STOP_REQUEST = "stop-request"  # a file in the run folder: all ranks save the same step and end
-FAILURE = "failure"  # the same: which rank failed of its own, and how
+FAILURE = "failure"  # a file in the run folder: which rank failed of its own, and how
 UPLOADED = "wandb-uploaded"  # a file in the run folder: how many bytes of metrics.jsonl W&B has, and which evaluation
 
 
+@cache
 def code_version() -> str:
     """Of this code: its version, and the commit where it runs from a git checkout, with a + where files were changed since."""
     folder = Path(__file__).parent

@@ -19,7 +19,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import distributed
 
-from pants_dist import cluster, config
+from pants_dist import cluster, config, memory
 from pants_dist.callbacks import Logging, PlainCheckpoints, Saving, Validation, listen_to_signals
 from pants_dist.checkpoints import LAST, resume_point
 from pants_dist.config import Data, Settings
@@ -33,7 +33,7 @@ from pants_dist.plan import Plan, plan_of
 from pants_dist.splits import splits_of
 from pants_dist.stage import Stage
 from pants_dist.store import Store, open_store
-from pants_dist.tracking import FAILURE, Tracker, mark, write_atomically
+from pants_dist.tracking import ATTEMPT, FAILURE, Tracker, mark, write_atomically
 from pants_dist.transfer import load_weights, read_weights
 from pants_dist.uploads import following
 
@@ -42,6 +42,8 @@ def train(settings: Settings, run: Path) -> None:
     """One rank of a run, from settings to the last checkpoint. Resumes from RUN/checkpoints/last.ckpt if there is one."""
     rank, ranks = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     L.seed_everything(settings.seed, verbose=False)
+    if ATTEMPT in os.environ and os.environ.get("LOCAL_RANK", "0") == "0":  # else whoever launched us has looked at it
+        memory.check(settings)
 
     store = store_of(settings.data)
     splits = splits_of(store, settings.data)

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import psutil
@@ -118,14 +118,19 @@ class Cluster:
 
 
 @contextmanager
-def started(folder: Path) -> Iterator[Cluster]:
-    """The cluster, with all nodes idle. What it and its jobs leave is killed at the end."""
+def started(
+    folder: Path, more: str = "", accounting: Callable[[Cluster], AbstractContextManager[None]] = nullcontext
+) -> Iterator[Cluster]:
+    """The cluster, with all nodes idle. What it and its jobs leave is killed at the end.
+
+    `more` are lines for slurm.conf; `accounting` is there before slurmctld and goes after it.
+    """
     ports = free_ports(4)
     cluster = Cluster(folder)
     for name in ("state", "spool.n1", "spool.n2", "spool.n3"):
         (folder / name).mkdir(parents=True)
     conf = CONF.format(host=socket.gethostname().split(".")[0], folder=folder, port=ports[0], first=ports[1], last=ports[3])
-    (folder / "slurm.conf").write_text(conf)
+    (folder / "slurm.conf").write_text(conf + more)
     key = folder / "munge.key"
     key.write_bytes(secrets.token_bytes(64))
     key.chmod(0o600)
@@ -134,12 +139,13 @@ def started(folder: Path) -> Iterator[Cluster]:
         munged = ["munged", f"--socket={folder}/munge.socket", f"--key-file={key}", f"--pid-file={folder}/munged.pid"]
         munged += [f"--log-file={folder}/munged.log", f"--seed-file={folder}/munge.seed", "--force"]
         subprocess.run(munged, check=True, timeout=30)
-        ending.callback(_end, folder / "munged.pid")
+        ending.callback(end, folder / "munged.pid")
+        ending.enter_context(accounting(cluster))
         subprocess.run(["slurmctld", "-c"], env=cluster.environment, check=True, timeout=30)
-        ending.callback(_end, folder / "slurmctld.pid")
+        ending.callback(end, folder / "slurmctld.pid")
         for name in ("n1", "n2", "n3"):
             cluster.start_node(name)
-            ending.callback(_end, folder / f"{name}.pid")
+            ending.callback(end, folder / f"{name}.pid")
         until(lambda: all(cluster.node(name, "State") == "IDLE" for name in ("n1", "n2", "n3")), 30)
         yield cluster
         cluster.call("scancel", "--full", "--signal=KILL", "--user=root")
@@ -158,9 +164,9 @@ def until(holds: Callable[[], object], seconds: float) -> str:
 def free_ports(count: int) -> list[int]:
     """Neighbouring ports that nobody listens at, and that no other tests on this machine take before we have ended.
 
-    Outside of the range that pants-dist takes its own from.
+    Above those that pants-dist, Ray's workers (10002 to 19999) and the kernel take.
     """
-    for first in range(12000, 19000, count):
+    for first in range(61000, 65500, count):
         with ExitStack() as held:
             try:
                 for port in range(first, first + count):
@@ -202,7 +208,7 @@ def kill(pid: int) -> None:
         pass
 
 
-def _end(pid_file: Path) -> None:
+def end(pid_file: Path) -> None:
     """Stop a daemon by its pid file, and wait until it is gone."""
     try:
         pid = int(pid_file.read_text())

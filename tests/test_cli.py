@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from small import make_store
 from sources import write_pants
 
 from pants_dist import __version__, cli
+from pants_dist.doctor import ROCM
 from pants_dist.parser import run_name_of, settings_of
 
 HEAVY = ("torch", "ray", "lightning", "monai", "zarr", "pandas", "numpy", "jsonargparse")
@@ -39,6 +41,25 @@ def test_help_and_import_are_light() -> None:
     modules, seconds = last.removeprefix("heavy: ").rsplit(" ", 1)
     assert modules == "[]"
     assert float(seconds) < 0.8
+
+
+def test_what_a_login_node_does_is_light(store: Path, tmp_path: Path) -> None:
+    """Submit training on GPUs, look at it, read its log, withdraw it, doctor: none of them imports torch or Ray.
+
+    Where there is a GPU doctor asks torch whether it can use it.
+    """
+    words = ["submit", "train", "--config", "debug", "--data.store", str(store), "--gpus-per-node", "2", "--dry-run"]
+    calls = [words, ["status", "runs"], ["logs", "runs/debug"], ["cancel", "runs/debug"]]
+    calls += [] if shutil.which("nvidia-smi") or ROCM.exists() else [["doctor"]]
+    code = (
+        "import sys, pathlib, pants_dist.cli\n"
+        "pathlib.Path('runs/debug').mkdir(parents=True)\n"
+        "pathlib.Path('runs/debug/summary.json').write_text('{\"state\": \"running\"}')\n"
+        f"codes = [pants_dist.cli.main(words) for words in {calls!r}]\n"
+        f"print(codes[:2], [name for name in {HEAVY[:5]!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "[0, 0] []", done.stderr
 
 
 def test_the_store_can_be_opened_from_the_package(store: Path) -> None:

@@ -358,8 +358,8 @@ def test_the_validation_sample_is_fixed_and_spread_over_centers(run: Path) -> No
     """The cases scored during training are the same each time, and take each center in turn."""
     settings, store = open_run(run)[1], store_of(run)
     splits = splits_of(store, settings.data)
-    cases = validation_cases(store, settings, splits)
-    assert cases == validation_cases(store, settings, splits)
+    cases = validation_cases(store, splits, settings.validation.cases)
+    assert cases == validation_cases(store, splits, settings.validation.cases)
     assert {store.value(case, "center") for case in cases} == {"Center A", "Center B", "Center C"}
 
 

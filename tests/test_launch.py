@@ -1,5 +1,7 @@
 """What a run is refused for before anything starts."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ from small import make_store
 
 from pants_dist import config, launch
 from pants_dist.errors import UserError
+from pants_dist.tracking import ATTEMPT
 
 
 @pytest.fixture(scope="module")
@@ -46,3 +49,20 @@ def test_a_best_that_nothing_decides_is_refused(store: Path, tmp_path: Path) -> 
     wanted = "--validation.every", "1", "--validation.best", "dsc/spleen", "--model.structures", "[liver, spleen]"
     with pytest.raises(UserError, match=r"best is dsc/spleen, but none of the 3 cases of seen centers .*, or use dsc"):
         launch.launch(settings(store, tmp_path, 1, *wanted), "x")
+
+
+def test_in_a_job_the_ranks_look_at_memory(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A patch that is too large is refused in the same words, and who starts the ranks has imported no network for it."""
+    monkeypatch.setenv(ATTEMPT, "7.0")
+    wide = "--data.patch_zyx=[64, 1024, 1024]", "--train.ranks=1", "--loader.kind=local"
+    large = settings(store, tmp_path, 1, "--train.batch=64", "--train.micro_batch=64", *wide)
+    (tmp_path / "config.yaml").write_text(config.dump(large))
+    code = (
+        "import sys\nfrom pants_dist import config, errors, launch\n"
+        "try: launch.launch(config.load(sys.argv[1], []), 'x')\n"
+        "except errors.UserError as error: print(error)\n"
+        "print('monai' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "config.yaml"], capture_output=True, text=True)
+    said, imported = done.stdout.splitlines()[-2:]
+    assert said.startswith("memory: a step needs at least ") and " would fit" in said and imported == "False", done.stderr

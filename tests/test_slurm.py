@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 from slurm_cluster import SLOWER, Cluster, until
-from small import make_store, started
+from small import make_store, started, trained_here
 from sources import files_of, write_pants
 
-from pants_dist import config, jobs, launch
+from pants_dist import cli, cluster, config, jobs
 from pants_dist.jobs import submitted
 from pants_dist.pipeline import train_stage
 from pants_dist.queue import State
@@ -57,9 +57,17 @@ def pants_dist(slurm: Cluster, cwd: Path, *words: str | Path, code: int = 0) -> 
     return done.stdout if "--dry-run" in words else done.stdout + done.stderr
 
 
+def here(slurm: Cluster, cwd: Path, *words: str | Path) -> int:
+    """The exit code of a submit in this very process, which has imported already what takes others seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(cwd)
+        patch.setenv("SLURM_CONF", slurm.environment["SLURM_CONF"])
+        return cli.main([*map(str, words), "--cluster", str(slurm.folder / "cluster.yaml")])
+
+
 def submit_training(slurm: Cluster, cwd: Path, store: Path, name: str, *words: str, **changes: str) -> str:
     """Submit a small run; returns the job's id."""
-    pants_dist(slurm, cwd, *training(store, name, *words, **changes))
+    assert here(slurm, cwd, *training(store, name, *words, **changes)) == 0
     return submitted(cwd / "runs" / name)[-1].job
 
 
@@ -68,6 +76,21 @@ def training(store: Path, name: str, *words: str, **changes: str) -> list[str]:
     settings = SMALL | {key.replace("__", "."): value for key, value in changes.items()} | {"data.store": str(store)}
     given = [f"--{key}={value}" for key, value in settings.items()]
     return ["submit", "train", "--config", "debug", "--run-name", name, "--mem", "1G", "--cpus-per-task", "1", *words, *given]
+
+
+def whole_losses(store: Path, runs: Path) -> list[float]:
+    """Losses of the first STEPS of the same training, to which nothing happens: in this process, on one thread as there."""
+    long = SMALL | {"train.steps": "100000", "data.store": str(store), "runs": str(runs)}
+
+    def stop() -> None:
+        until(lambda: step(runs / "whole") > STEPS, 100)
+        (runs / "whole" / "stop-request").touch()
+
+    with ThreadPoolExecutor() as beside:
+        stopping = beside.submit(stop)
+        run = trained_here(config.load("debug", [f"--{key}={value}" for key, value in long.items()]), "whole")
+        stopping.result()
+    return [row["train/loss"] for row in read_metrics(run)][:STEPS]
 
 
 def step(run: Path) -> int:
@@ -178,22 +201,12 @@ def lives(slurm: Cluster, store: Path, tmp_path_factory: pytest.TempPathFactory)
     inside.write_text(f'#!/bin/sh\nPATH=/nowhere exec {sys.executable} "$@"\n')
     inside.chmod(0o755)
     (slurm.folder / "cluster.yaml").write_text(f"scratch: /tmp\nenvironment_path: {home}/container\n")
-    long = SMALL | {"train.steps": "100000", "data.store": str(store), "runs": str(home)}
-    whole = started(config.load("debug", [f"--{key}={value}" for key, value in long.items()]), "whole", SLURM_CPUS_PER_TASK="1")
-
-    def submit(name: str) -> str:
-        words = LIVES[name]
-        return submit_training(slurm, home, store, name, *words, train__steps="100000", train__checkpoint_minutes="0.05")
-
-    with ThreadPoolExecutor() as at_once:
-        pinned = [name for name in LIVES if name != "lost"]
-        jobs = dict(zip(pinned, at_once.map(submit, pinned), strict=True))
-    until(lambda: all(slurm.job(job, "JobState") == "RUNNING" for job in jobs.values()), 60)
-    jobs["lost"] = submit("lost")  # where there is room: on n3
-    until(lambda: step(home / "whole") > STEPS, 60)
-    (home / "whole" / "stop-request").touch()
-    assert whole.wait(60) == launch.REQUEUE
-    found = Lives(home, jobs, [row["train/loss"] for row in read_metrics(home / "whole")][:STEPS])
+    jobs: dict[str, str] = {}
+    for name, words in LIVES.items():  # the last goes where there is room: to n3
+        until(lambda: all(slurm.job(job, "JobState") == "RUNNING" for job in jobs.values()), 60)
+        changes = {"train__steps": "100000", "train__checkpoint_minutes": "0.05"}
+        jobs[name] = submit_training(slurm, home, store, name, *words, **changes)
+    found = Lives(home, jobs, whole_losses(store, home))
     until(lambda: min(step(found.run(name)) for name in LIVES) > 20, 100)
     assert slurm.job(jobs["lost"], "NodeList") == "n3"
     slurm.call("scancel", "--batch", "--signal=USR1", jobs["noticed"])
@@ -249,17 +262,20 @@ def test_a_lost_node_is_left_for_another(slurm: Cluster, lives: Lives) -> None:
     until(lambda: not slurm.call("squeue", "--noheader").stdout, 60)
 
 
-def test_two_trainings_share_nodes_and_leave_nothing(slurm: Cluster, home: Path, store: Path) -> None:
+def test_two_trainings_share_nodes_and_leave_nothing(
+    slurm: Cluster, home: Path, store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     """Two jobs of one user on one node, each with Ray there, one also on another: when it has finished the other goes on.
 
     Of the finished one no file with a token and no folder is left. Then the batch step of the other is killed: within
-    KillWait and 30 s no process of either is left. A folder that a killed job left on a node is swept.
+    KillWait and 30 s no process of either is left. A folder that a killed job left on a node is swept, with all that
+    agents and ranks had for themselves: afterwards scratch is empty.
     """
-    leftover = home / "scratch" / "pants-ray-0-0badcafe"
-    leftover.mkdir(mode=0o700)
+    scratch = (home / "scratch").resolve()
+    (scratch / "pants-run-0-0badcafe").mkdir(mode=0o700)
     words = ("--nodes", "2", "--sbatch.nodelist=n1,n2")
     long = training(store, "b", "--sbatch.nodelist=n1", loader__kind="ray", loader__readers="1", train__steps="100000")
-    pants_dist(slurm, home, *long)
+    assert here(slurm, home, *long) == 0
     short = submit_training(slurm, home, store, "a", *words, loader__kind="ray", loader__readers="1", train__steps="12")
     a, b = home / "runs/a", home / "runs/b"
     job = submitted(b)[-1].job
@@ -269,12 +285,17 @@ def test_two_trainings_share_nodes_and_leave_nothing(slurm: Cluster, home: Path,
     until(lambda: step(b) > 0, 100)
     reached = step(b)
     until(lambda: step(b) > reached + 5, 100)
-    assert f"job {job} is in the queue already" in pants_dist(slurm, home, *long, code=2)
-    assert slurm.left_by(job) and len(list((home / "scratch").glob("pants-*"))) == 1  # b's own alone
+    assert here(slurm, home, *long) == 2 and f"job {job} is in the queue already" in capsys.readouterr().err
+    (own,) = scratch.iterdir()  # b's alone
+    assert slurm.left_by(job) and list(own.glob("pymp-*"))
     slurm.call("scancel", "--batch", "--signal=KILL", job)
     assert slurm.ended(job) in ("FAILED", "CANCELLED")
     until(lambda: not slurm.left_by(job, short), 35)
     assert not [path for run in (a, b) for path in run.glob(".meeting-*")]
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    with cluster.private_folder() as of_the_next_job:
+        assert list(scratch.iterdir()) == [of_the_next_job]
+    assert not list(scratch.iterdir())
 
 
 def test_a_pipeline_is_one_command(slurm: Cluster, home: Path) -> None:
@@ -302,11 +323,12 @@ def test_a_pipeline_is_one_command(slurm: Cluster, home: Path) -> None:
     assert "every stage is done" in pants_dist(slurm, home, *words, code=2)
 
 
-def test_a_sweep_is_one_array(slurm: Cluster, home: Path, store: Path) -> None:
+def test_a_sweep_is_one_array(slurm: Cluster, home: Path, store: Path, capsys: pytest.CaptureFixture) -> None:
     """A run folder for each value, and one table of them all; --dry-run's script alone, in a clean folder, is enough for it."""
     settings = [f"--{k}={v}" for k, v in (SMALL | {"train.steps": "2", "data.store": str(store)}).items()]
     words = ["submit", "train", "--config", "debug", "--run-name", "s", "--sweep", "optim.lr=1e-3,3e-4", "--max-running", "2"]
-    (home / "script").write_text(pants_dist(slurm, home, *words, "--mem", "1G", "--dry-run", *settings))
+    assert here(slurm, home, *words, "--mem", "1G", "--dry-run", *settings) == 0
+    (home / "script").write_text(capsys.readouterr().out)
     done = slurm.call("sbatch", "--wait", "script", cwd=home, timeout=120)
     assert done.returncode == 0, done.stderr + "".join(path.read_text() for path in (home / "runs/s").glob("*.out"))
     table = pants_dist(slurm, home, "status", "runs/s").splitlines()

@@ -4,6 +4,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import yaml
 from small import make_store, write_small_case
 from sources import files_of, write_pants
 
-from pants_dist import __version__, cli
+from pants_dist import __version__, cli, memory, splits, store
 from pants_dist.errors import UserError
 from pants_dist.jobs import indices, run_here
 from pants_dist.pipeline import check_array, command_stage, convert_stages, folder_of, still_to_do, sweep, train_stage
@@ -266,6 +267,43 @@ def test_leaving_one_center_out_is_a_run_a_hospital(
         "runs/x/000=Center_A": (0, None), "runs/x/001=Center_B": (1, None),
     }  # fmt: skip
     assert "#SBATCH --array=0-1%2\n" in text
+
+
+def test_what_runs_have_in_common_is_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 12 folds and of 6 runs of a sweep, as of one: a look for patients, at memory, at each sampled case, at the queue.
+
+    Two folds have their split worked out, those with the most cases held out; of runs on the same data it is one split.
+    """
+    monkeypatch.chdir(tmp_path)
+    Path("store/cases").mkdir(parents=True)
+    rows = [write_small_case(Path("store"), number, f"Center {number % 12:02d}", 16, 0) for number in (*range(36), 39, 43)]
+    write_manifest(Path("store"), rows)
+    for name in ("squeue", "sbatch", "scontrol"):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho {name} >>asked\necho 7\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    done: list[str] = []
+
+    def counted(owner: object, name: str, word: str) -> None:
+        real = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *given: (done.append(word), real(*given))[1])
+
+    for owner, name in ((splits, "patients"), (splits, "split_of"), (memory, "step_bytes"), (store.Store, "read_patch")):
+        counted(owner, name, name)
+    words = ["submit", "train", "--config", "debug", "--data.store=store", "--mem=16G", "--train.ranks=1", "--run-name"]
+    once = {"patients": 1, "step_bytes": 1, "read_patch": 38}
+    assert cli.main([*words, "folds", "--leave-one-center-out"]) == 0
+    assert Counter(done) == once | {"split_of": 2}
+    fitted = {path.parent.name: "train" in path.read_text().split("\n")[0] for path in Path("runs/folds").glob("*/config.yaml")}
+    assert [name for name, known in sorted(fitted.items()) if known] == ["003=Center_03", "007=Center_07"] and len(fitted) == 12
+    assert Path("asked").read_text().split() == ["scontrol", "sbatch", "sbatch"]
+    done.clear()
+    Path("asked").unlink()
+    assert cli.main([*words, "folds", "--leave-one-center-out"]) == 0
+    assert Path("asked").read_text().split() == ["scontrol", "squeue", "sbatch", "sbatch"]
+    done.clear()
+    assert cli.main([*words, "sweep", "--sweep=optim.lr=1e-3,3e-4,1e-4", "--sweep=seed=1,2"]) == 0
+    assert Counter(done) == once | {"split_of": 1}
 
 
 def test_the_job_s_memory_counts_and_not_the_login_node_s(
