@@ -167,9 +167,9 @@ def _detection(rows: pd.DataFrame, structures: Sequence[str], analysis: Analysis
         "by a bootstrap of centers, then patients."
     )
     marked = _auc_marked(centers).rename(columns={"center": by})
-    counts = bycenter.auc_counts(rows).rename(columns={"centers": f"{by}s"})
+    counts = bycenter.auc_counts(rows).rename(columns={"centers": "centers" if by == "center" else "groups"})
     tables = [
-        ("auc_counts", f"How many {by}s have an AUC: firm from 20 with and 20 without a lesion, hollow from 10 and 10", counts),
+        ("auc_counts", f"AUCs by {by}: firm from 20 with and 20 without a lesion, hollow from 10 and 10", counts),
         ("shortcuts", "AUC of the model and of shortcuts", shortcuts.auc_table(rows, analysis)),
         ("detection", f"Detection by {by}", _with_intervals(marked, [by, "set", "positives", *DETECTION])),
         ("calibration_table", f"Calibration by {by}", _with_intervals(marked, [by, "set", "n", *CALIBRATION])),

@@ -162,9 +162,8 @@ def predictive_values(
     Mercaldo, Lau & Zhou, Stat Med 2007;26:2170. With clusters (or centers, if `outermost`) the variance is that of the
     linearized logits summed within them, C / (C - 1) sum of squares (Binder, Int Stat Rev 1983;51:279), so that it knows
     that cases of a center are alike and how sensitivity and specificity go together, but never below that of independent
-    cases; t of C - 1 degrees. Where
-    sensitivity or specificity is 0 or 1 the limits are Mercaldo's with adjusted counts (z^2 / 2 added to each cell), at the
-    effective sizes of `clustered_wilson`; the estimates are the raw ones.
+    cases; t of C - 1 degrees. Where sensitivity or specificity is 0 or 1 the limits are Mercaldo's with adjusted counts
+    (z^2 / 2 added to each cell), at the effective sizes of `clustered_wilson`; the estimates are the raw ones.
     """
     truth, right = _judged(present, predicted)
     known, sides = ~np.isnan(truth), (truth == 1, truth == 0)
