@@ -215,7 +215,7 @@ def end(pid_file: Path) -> None:
         os.kill(pid, signal.SIGTERM)
     except (OSError, ValueError):
         return
-    for _ in range(100):
+    for _ in range(20):
         if not Path(f"/proc/{pid}").exists():
             return
         time.sleep(0.05)
