@@ -20,7 +20,7 @@ demo: $(VENV)/installed
 	$(BIN)/pants-dist demo $(if $(DATA),--data "$(DATA)") --out "$(OUT)"
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 20
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 40
 
 test-long: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m long

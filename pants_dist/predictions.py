@@ -36,9 +36,10 @@ class Predictions:
     numbers: Numbers = field(default_factory=dict)
 
     def files(self, case: str) -> dict[str, Path]:
-        """The case's files by structure; one that is not there is left out."""
+        """The case's files by structure, those of the pancreas's parts among them; one that is not there is left out."""
         folders = self.folder / case, self.folder / case / "segmentations"
-        paths = {name: [folder / f"{name}.nii.gz" for folder in folders] for name in self.structures}
+        names = dict.fromkeys(part for name in self.structures for part in region(name))
+        paths = {name: [folder / f"{name}.nii.gz" for folder in folders] for name in names}
         found = {name: path for name, both in paths.items() for path in both if path.is_file()}
         if not found and (one := self.folder / f"{case}.nii.gz").is_file():
             return {name: one for name in self.structures if name in self.numbers}
@@ -52,7 +53,7 @@ class Predictions:
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
     def masks(self, store: Store, case: str) -> Masks:
-        """The case's masks in the store's grid (z, y, x), each read when it is asked for.
+        """The case's masks in the store's grid (z, y, x), each read when it is asked for; the pancreas is all that lies in it.
 
         Raises BadImage, which says why, where a file is missing; a mask does when it cannot be read, or is of another grid.
         """
@@ -62,7 +63,8 @@ class Predictions:
         if missing := [name for name in self.structures if name not in files]:
             raise BadImage(f"no {missing[0]}.nii.gz, which other cases have")
         if files[self.structures[0]].parent != self.folder:
-            return Masks(self.structures, lambda name: read_mask(files[name], store, case))
+            parts = {name: [files[part] for part in region(name) if part in files] for name in self.structures}
+            return Masks(self.structures, lambda name: _united(parts[name], store, case))
         labels = cache(lambda: read_labels(files[self.structures[0]], store, case))
         return Masks(self.structures, lambda name: np.isin(labels(), self.numbers[name]))
 
@@ -70,7 +72,7 @@ class Predictions:
 def open_predictions(folder: Path, wanted: Sequence[str], cases: Sequence[str]) -> Predictions:
     """Predictions of those of the `wanted` structures that any of these cases has. Raises UserError where there are none."""
     everything = Predictions(folder, tuple(wanted), numbers_of(folder))
-    found = {name for case in cases for name in everything.files(case)}
+    found = {name for case in cases for name in everything.files(case)}.intersection(wanted)
     if not found:
         raise UserError(
             f"--predictions {folder}: no masks of {', '.join(wanted[:3])}, ... of any of the {len(cases):,} cases; they are to "
@@ -104,6 +106,14 @@ def read_labels(path: Path, store: Store, case: str) -> np.ndarray:
     except BadImage as error:
         raise BadImage(error.reason, path.name) from error
     return np.ascontiguousarray(labels)
+
+
+def _united(paths: Sequence[Path], store: Store, case: str) -> np.ndarray:
+    """What lies in any of these masks (z, y, x)."""
+    whole = read_mask(paths[0], store, case)
+    for path in paths[1:]:
+        whole |= read_mask(path, store, case)
+    return whole
 
 
 def read_mask(path: Path, store: Store, case: str) -> np.ndarray:

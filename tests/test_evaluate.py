@@ -240,12 +240,15 @@ def test_rows_have_what_detection_needs(run: Path) -> None:
 
 
 def written(run: Path, to: Path, flipped: bool = False) -> Path:
-    """The reference of every held-out case as predictions, with `flipped` in another orientation, which the affine says."""
+    """The reference of every held-out case as predictions, with `flipped` in another orientation, which the affine says.
+
+    The pancreas's own file has the lesion in it or, where not `flipped`, has not: it is scored with all that lies in it.
+    """
     store = store_of(run)
     for case in open_evaluation(Order(run, ("held_out",))).cases("held_out"):
         codes = store.read_patch(case, (0, 0, 0), store.shape_zyx(case))[1]
         affine = np.array(store.value(case, "source_affine")).reshape(4, 4)
-        masks = {"liver": codes == 1, "pancreas": codes >= 2, "pancreatic_lesion": codes == 3}
+        masks = {"liver": codes == 1, "pancreas": codes >= 2 if flipped else codes == 2, "pancreatic_lesion": codes == 3}
         for name, mask in masks.items():
             array = nifti.original(mask, affine).astype(np.uint8)
             if flipped:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,10 +124,16 @@ def test_an_exception_ends_all_ranks_and_is_shown_first(store: Path, tmp_path: P
     assert read_summary(tmp_path / "run")["state"] == "failed" and time.monotonic() - begun < 120
 
 
-def two_nodes(wanted: config.Settings, **environment: str) -> list[subprocess.Popen]:
-    """A launcher for each of two nodes, both on this machine, as srun would start them."""
+@contextlib.contextmanager
+def two_nodes(wanted: config.Settings, **environment: str) -> Iterator[list[subprocess.Popen]]:
+    """A launcher for each of two nodes, both on this machine, as srun would start them. At the end they are killed."""
     said = {"SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1"} | environment
-    return [started(wanted, "run", SLURM_NODEID=str(node), **said) for node in (0, 1)]
+    nodes = [started(wanted, "run", SLURM_NODEID=str(node), **said) for node in (0, 1)]
+    try:
+        yield nodes
+    finally:
+        for node in nodes:
+            node.kill()
 
 
 def test_a_lost_node(store: Path, tmp_path: Path) -> None:
@@ -136,32 +143,32 @@ def test_a_lost_node(store: Path, tmp_path: Path) -> None:
     """
     wanted = settings(store, tmp_path, 1, "--train.steps=100000", "--train.batch=2", "--train.checkpoint_minutes=0.0001")
     log, run = tmp_path / "log", tmp_path / "run"
-    nodes = two_nodes(wanted, TEST_PATIENCE_S="15")
-    reached(run, 3, nodes)
-    (agent,) = psutil.Process(nodes[1].pid).children()
-    agent.kill()
-    while read_metrics(run)[-1]["attempt"] == 1:
-        assert [node.poll() for node in nodes] == [None, None], log.read_text()
-        time.sleep(0.1)
-    ranks = [rank_process(node.pid, rank) for rank, node in enumerate(nodes)]
-    nodes[1].kill()
-    assert nodes[0].wait(60) == 1, log.read_text()
-    assert "node 0: not all 2 nodes were there in 15 s; one is lost" in log.read_text()
-    assert read_summary(run)["state"] == "failed" and saved_step(run) > 3
-    assert not [pid for pid in ranks if comm(pid).startswith("pants rank")]
+    with two_nodes(wanted, TEST_PATIENCE_S="15") as nodes:
+        reached(run, 3, nodes)
+        (agent,) = [child for child in psutil.Process(nodes[1].pid).children() if "pants_dist.agent" in child.cmdline()]
+        agent.kill()
+        while read_metrics(run)[-1]["attempt"] == 1:
+            assert [node.poll() for node in nodes] == [None, None], log.read_text()
+            time.sleep(0.1)
+        ranks = [rank_process(node.pid, rank) for rank, node in enumerate(nodes)]
+        nodes[1].kill()
+        assert nodes[0].wait(60) == 1, log.read_text()
+        assert "node 0: not all 2 nodes were there in 15 s; one is lost" in log.read_text()
+        assert read_summary(run)["state"] == "failed" and saved_step(run) > 3
+        assert not [pid for pid in ranks if comm(pid).startswith("pants rank")]
 
 
 def test_a_run_goes_on_with_fewer_nodes(store: Path, tmp_path: Path) -> None:
     """Two nodes of a rank each, of which one may be lost: its launcher is killed, and the other alone does the rest."""
     few = ["--train.min_nodes=1", "--train.steps=40", "--train.batch=2", "--train.checkpoint_minutes=0.0001"]
     log, run = tmp_path / "log", tmp_path / "run"
-    nodes = two_nodes(settings(store, tmp_path, 1, *few), TEST_PATIENCE_S="5")
-    reached(run, 3, nodes)
-    nodes[1].kill()
-    assert nodes[0].wait(120) == 0, log.read_text()
-    assert read_summary(run)["machine"]["ranks"] == 1
-    assert [row["step"] for row in read_metrics(run)] == list(range(1, 41))
-    assert {row["attempt"] for row in read_metrics(run)} == {1, 2}
+    with two_nodes(settings(store, tmp_path, 1, *few), TEST_PATIENCE_S="5") as nodes:
+        reached(run, 3, nodes)
+        nodes[1].kill()
+        assert nodes[0].wait(120) == 0, log.read_text()
+        assert read_summary(run)["machine"]["ranks"] == 1
+        assert [row["step"] for row in read_metrics(run)] == list(range(1, 41))
+        assert {row["attempt"] for row in read_metrics(run)} == {1, 2}
 
 
 @pytest.mark.parametrize(("nodes", "changes", "says"), [
@@ -208,10 +215,10 @@ def test_the_first_node_is_lost(store: Path, tmp_path: Path) -> None:
     """Two nodes of a rank each. The launcher of the one where all meet is killed: the other ends within 60 s and says so."""
     wanted = settings(store, tmp_path, 1, "--train.steps=100000", "--train.batch=2", "--train.checkpoint_minutes=0.0001")
     log, run = tmp_path / "log", tmp_path / "run"
-    nodes = two_nodes(wanted)
-    reached(run, 3, nodes)
-    ranks = [rank_process(node.pid, rank) for rank, node in enumerate(nodes)]
-    nodes[0].kill()
-    assert nodes[1].wait(60) == 1, log.read_text()
-    assert "node 1: not all 2 nodes were there in 40 s; one is lost" in log.read_text()
-    assert saved_step(run) > 0 and not [pid for pid in ranks if comm(pid).startswith("pants rank")]
+    with two_nodes(wanted) as nodes:
+        reached(run, 3, nodes)
+        ranks = [rank_process(node.pid, rank) for rank, node in enumerate(nodes)]
+        nodes[0].kill()
+        assert nodes[1].wait(60) == 1, log.read_text()
+        assert "node 1: not all 2 nodes were there in 40 s; one is lost" in log.read_text()
+        assert saved_step(run) > 0 and not [pid for pid in ranks if comm(pid).startswith("pants rank")]
