@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from pants_dist.cases import EMPTY_CELLS, UNKNOWN, listing, tidy
+from pants_dist.cases import UNKNOWN, listing
 from pants_dist.protocol import Analysis
 from pants_dist.report import CONFOUNDED, tolerances_of
 from pants_dist.settings import Settings
 from pants_dist.structures import LESION
+from pants_dist.subgroups import texts_of
 
 Facts = dict[str, str | None]  # of an item of guidelines.csv what is known, None for nothing
 
@@ -48,16 +49,11 @@ class Study:
 
     def has(self, *columns: str) -> bool:
         """Whether the rows have a value in any of these columns."""
-        return any(name in self.rows and not self.texts(name).isin(["", UNKNOWN]).all() for name in columns)
-
-    def texts(self, column: str) -> pd.Series:
-        """A column's cells, "unknown" where they are blank."""
-        cells = self.rows[column].map(lambda cell: "" if cell is None or cell is pd.NA or cell != cell else tidy(cell))
-        return cells.where(~cells.isin(EMPTY_CELLS), UNKNOWN)
+        return any(name in self.rows and not texts_of(self.rows[name]).isin(["", UNKNOWN]).all() for name in columns)
 
     def counts(self, column: str) -> str:
         """Each value with its number of cases."""
-        return listing([f"{name} {count:,}" for name, count in self.texts(column).value_counts().items()], 6)
+        return listing([f"{name} {count:,}" for name, count in texts_of(self.rows[column]).value_counts().items()], 6)
 
     def structures(self, metric: str) -> list[str]:
         """The structures that have a value of dsc, nsd or predicted_mm3."""
@@ -117,9 +113,9 @@ def _data(study: Study) -> Facts:
     rows, settings = study.rows, study.settings
     sources = [f"{len(rows):,} cases of {rows.loc[rows['center'] != UNKNOWN, 'center'].nunique():,} centers or groups"]
     sources += [f"{name}s {study.counts(column)}" for name, column in (("dataset", "dataset"), ("year", "study_year"))
-                if study.has(column)]  # fmt: skip
+                if study.has(column)]  # fmt: skip  # an age of 0 is none
     known = [name for name in ("sex", "age", "phase", "manufacturer") if study.has(name)]
-    unknown = ", ".join(f"{name} {int(study.texts(name).isin([UNKNOWN, '0', '0.0']).sum()):,}" for name in known)  # age 0, too
+    unknown = ", ".join(f"{name} {int(texts_of(study.rows[name]).isin([UNKNOWN, '0', '0.0']).sum()):,}" for name in known)
     acquired = [f"{name}s {study.counts(name)}" for name in ("manufacturer", "phase") if study.has(name)]
     if study.has("spacing_z_mm"):
         low, middle, high = pd.to_numeric(rows["spacing_z_mm"], errors="coerce").quantile([0, 0.5, 1])

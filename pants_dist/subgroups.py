@@ -63,9 +63,14 @@ def sphere_diameter_mm(volumes_mm3: Iterable[Any]) -> np.ndarray:
     return np.cbrt(6 / math.pi * as_floats(volumes_mm3))
 
 
+def texts_of(cells: pd.Series) -> pd.Series:
+    """Each cell's text in one spelling, "unknown" where it is blank."""
+    return cells.map(lambda cell: UNKNOWN if pd.isna(cell) or tidy(cell) in EMPTY_CELLS else tidy(cell))
+
+
 def subgroups_of(rows: pd.DataFrame, by: Sequence[str]) -> pd.Series:
     """The subgroup of each case by one column, or by several crossed: "female, arterial"; empty cells are "unknown"."""
-    known = [rows[name].map(lambda cell: UNKNOWN if pd.isna(cell) or tidy(cell) in EMPTY_CELLS else tidy(cell)) for name in by]
+    known = [texts_of(rows[name]) for name in by]
     return pd.Series([", ".join(cells) for cells in zip(*known, strict=True)], rows.index)
 
 
