@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -28,6 +29,7 @@ READER_BYTES, RAY_BYTES = 300 << 20, 300 << 20  # of a reading process, and of R
 FOLDER_VARIABLE = "PANTS_DIST_RAY_FOLDER"
 SHARED_MEMORY = Path("/dev/shm")
 PATIENCE_SECONDS = 10.0  # for an answer from another node
+DYING_S = 5.0  # for what is left of a run whose launcher was killed
 LONGEST_TEMPORARY = 40  # Ray's and multiprocessing's sockets lie below it, and a socket's path may have 107 bytes
 
 
@@ -169,6 +171,23 @@ def sweep(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def let_die(folder: Path, most_s: float = DYING_S) -> None:
+    """Wait for those whose temporary folder it is: agent and ranks die one after the other once who started them is gone.
+
+    To a rank that outlives its readers, or their folder, that would be an error of its own.
+    """
+    deadline = time.monotonic() + most_s
+    while time.monotonic() < deadline and any(f"TMPDIR={folder}".encode() in words for words in _environments()):
+        time.sleep(0.05)
+
+
+def _environments() -> Iterator[list[bytes]]:
+    """The words of each process's environment that we may see."""
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):  # it ended, is not ours, or is no process
+            yield (entry / "environ").read_bytes().split(b"\0")
+
+
 def _short_folder() -> str:
     wanted = tempfile.gettempdir()
     return wanted if len(wanted) <= LONGEST_TEMPORARY else "/tmp"
@@ -278,5 +297,6 @@ def run_on_nodes(
 
 
 if __name__ == "__main__":
-    sys.stdin.read()  # ends when the process that started Ray does
+    sys.stdin.read()  # ends when the process that started us does
+    let_die(Path(sys.argv[1]))
     sweep(Path(sys.argv[1]))

@@ -6,6 +6,7 @@ Definition: Nikolov et al., J Med Internet Res 2021;23(7):e26151 (arXiv:1809.044
 """
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -19,6 +20,8 @@ from pants_dist.surfels import surfel_areas
 
 SLAB = 16  # slices whose neighbor codes are made at once, so that they stay in cache
 CROWDED = 16  # a distance transform takes about as long a voxel as a sixteenth of a query of the tree
+AT_ONCE = 1 << 20  # points that are looked at together: a scan of noise has a hundred million
+SAMPLE, QUERY = 256, 300  # points that stand for these; a query of the tree takes as long as so many look-ups
 PLACES, REACH = 150, 8  # how many places around a surface element are looked up, and how many voxels away at most
 
 Box = tuple[slice, slice, slice]
@@ -148,20 +151,37 @@ def nearest_mm(points: np.ndarray, targets: np.ndarray, grid: tuple[int, ...], s
     asks a k-d tree or, where it is much of the grid as with noise, a distance transform. inf where there is no target.
     """
     distances = np.full(points.size, np.inf)
-    if not targets.size:
+    if not points.size or not targets.size:
         return distances
     left = _look_around(points, targets, grid, spacing, distances)
-    if left.size * CROWDED > math.prod(grid):
-        free = np.ones(grid, bool)
-        free.ravel()[targets] = False
-        distances[left] = distance_transform_edt(free, spacing).ravel()[points[left]]
-    elif left.size:
-        here = np.stack(np.unravel_index(points[left], grid), axis=1)
-        there = np.stack(np.unravel_index(targets, grid), axis=1)
-        tree = KDTree(there * spacing, leafsize=32, balanced_tree=False, compact_nodes=False)
-        steps = there[tree.query(here * spacing)[1]] - here
-        distances[left] = np.sqrt(((steps * spacing) ** 2).sum(axis=1))
+    if left.size:
+        nearest = (_by_transform if left.size * CROWDED > math.prod(grid) else _by_tree)(targets, grid, spacing)
+        for some in _parts(left):
+            here = np.stack(np.unravel_index(points[some], grid), axis=1)
+            distances[some] = np.sqrt((((nearest(here) - here) * spacing) ** 2).sum(axis=1))
     return distances
+
+
+Nearest = Callable[[np.ndarray], np.ndarray]  # the target nearest to each of some places, both (n, 3): z, y, x
+
+
+def _by_tree(targets: np.ndarray, grid: tuple[int, ...], spacing: np.ndarray) -> Nearest:
+    there = np.stack(np.unravel_index(targets, grid), axis=1)
+    tree = KDTree(there * spacing, leafsize=32, balanced_tree=False, compact_nodes=False)
+    return lambda here: there[tree.query(here * spacing)[1]]
+
+
+def _by_transform(targets: np.ndarray, grid: tuple[int, ...], spacing: np.ndarray) -> Nearest:
+    """The places, not the distances, of which scipy would make several float64 copies of the grid."""
+    free = np.ones(grid, bool)
+    free.ravel()[targets] = False
+    found = distance_transform_edt(free, spacing, return_distances=False, return_indices=True)
+    return lambda here: found[:, *here.T].T
+
+
+def _parts(flat: np.ndarray) -> Iterator[np.ndarray]:
+    """So few at once that whatever is made of them is small."""
+    return (flat[start : start + AT_ONCE] for start in range(0, flat.size, AT_ONCE))
 
 
 def _look_around(
@@ -172,16 +192,31 @@ def _look_around(
     margin = np.abs(steps).max(axis=0)
     padded = tuple(int(n + 2 * m) for n, m in zip(grid, margin, strict=True))
     taken = np.zeros(padded, bool).ravel()
-    taken[_lift(targets, grid, padded, margin)] = True
-    left, place = np.arange(points.size), _lift(points, grid, padded, margin)
-    strides = np.array([padded[1] * padded[2], padded[2], 1])
-    for step, distance_mm in zip((steps @ strides).tolist(), distances_mm, strict=True):
-        hit = taken[place + step]
-        distances[left[hit]] = distance_mm
-        left, place = left[~hit], place[~hit]
-        if not left.size:
-            break
-    return left
+    for some in _parts(targets):
+        taken[_lift(some, grid, padded, margin)] = True
+    offsets = steps @ np.array([padded[1] * padded[2], padded[2], 1])
+    others = []
+    for left in _parts(np.arange(points.size)):
+        place = _lift(points[left], grid, padded, margin)
+        many = _worthwhile(taken, place, offsets)
+        for offset, distance_mm in zip(offsets[:many].tolist(), distances_mm[:many], strict=True):
+            hit = taken[place + offset]
+            distances[left[hit]] = distance_mm
+            left, place = left[~hit], place[~hit]
+            if not left.size:
+                break
+        others.append(left)
+    return np.concatenate(others)
+
+
+def _worthwhile(taken: np.ndarray, place: np.ndarray, offsets: np.ndarray) -> int:
+    """How many places around each point to look up before the others ask: what takes least time for a sample of them."""
+    sample = place[:: place.size // SAMPLE + 1]
+    hits = np.column_stack([taken[sample[:, None] + offsets], np.ones(sample.size, bool)])
+    found = np.bincount(hits.argmax(axis=1), minlength=offsets.size + 1).cumsum()
+    left = sample.size - np.concatenate([[0], found[:-1]])  # after none, one, two ... look-ups
+    spent = np.concatenate([[0], left[:-1].cumsum()])
+    return int((spent + QUERY * left).argmin())
 
 
 def _lift(flat: np.ndarray, grid: tuple[int, ...], padded: tuple[int, ...], margin: np.ndarray) -> np.ndarray:

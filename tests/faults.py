@@ -164,10 +164,22 @@ def too_few_readers(folder: Path) -> list[dict[str, Any]]:
 
 
 def small_object_store(folder: Path) -> list[dict[str, Any]]:
-    """Ray with room for 80 MiB, where 200 are under way; at the end, which is left out, they are fewer."""
+    """Ray with room for 80 MiB, where 200 are under way: the rank stands still until they are there, as in a long validation.
+
+    At the end, which is left out, they are fewer.
+    """
     with cluster.started(1, 80 << 20) as environment:
-        more = "--loader.kind=ray", "--loader.ahead=120", "--train.steps=36", "--train.batch=8"
-        return slowed(folder, *LARGE, *more, environment=environment, edge=100)[:-12]
+        spilled = Path(environment[cluster.FOLDER_VARIABLE])
+        waits = [True]
+
+        def meddle(processes: list[subprocess.Popen]) -> None:
+            if waits[0]:
+                held(ranks_of(0), 1.0, 0.0)(processes)
+                waits[0] = not any(spilled.glob("session_2*/ray_spilled_objects_*/*"))
+            time.sleep(0.01)
+
+        more = "--loader.kind=ray", "--loader.ahead=120", "--train.steps=30", "--train.batch=8"
+        return slowed(folder, *LARGE, *more, environment=environment, meddle=meddle, edge=100)[:-15]
 
 
 def hanging_reads(folder: Path) -> list[dict[str, Any]]:

@@ -82,6 +82,11 @@ class Cluster:
         said = self.call("scontrol", "show", "job", job_id).stdout
         return (re.search(rf"\b{what}=(\S*)", said) or ["", ""])[1]
 
+    def told(self, job_id: str, log: Path) -> str:
+        """All that may say why a job does not go on."""
+        said = [self.call("scontrol", "show", *words).stdout for words in (("job", job_id), ("node",))]
+        return "\n".join([*said, *(log.read_text().splitlines()[-60:] if log.exists() else [])])
+
     def ended(self, job_id: str, seconds: float = 120) -> str:
         """Wait for the job's end; returns its last state."""
         over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "")
@@ -151,14 +156,14 @@ def started(
         cluster.call("scancel", "--full", "--signal=KILL", "--user=root")
 
 
-def until(holds: Callable[[], object], seconds: float) -> str:
-    """What `holds` says as soon as it is true; TimeoutError otherwise."""
+def until(holds: Callable[[], object], seconds: float, instead: Callable[[], str] = str) -> str:
+    """What `holds` says as soon as it is true; TimeoutError otherwise, with what `instead` says then."""
     deadline = time.monotonic() + SLOWER * seconds
     while time.monotonic() < deadline:
         if said := holds():
             return str(said)
         time.sleep(0.1)
-    raise TimeoutError(f"not in {seconds} s")
+    raise TimeoutError(f"not in {seconds} s\n{instead()}")
 
 
 def free_ports(count: int) -> list[int]:

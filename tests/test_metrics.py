@@ -88,6 +88,23 @@ def test_surface_dice_and_the_named_hd95_equal_monais() -> None:
             assert row[f"hd95_monai_mm/{LESION}"] == hd95_monai_mm(ours, other, spacing)
 
 
+@pytest.mark.parametrize("at_once", [50, 1 << 20])
+@pytest.mark.parametrize("share", [1e-3, 0.03, 0.5])
+@pytest.mark.parametrize("crowded", [0, 1 << 40])
+def test_nearest_targets_are_those_of_a_distance_transform(
+    at_once: int, share: float, crowded: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many points are looked at together, and whether a tree or a transform is asked for what lies far away."""
+    monkeypatch.setattr(surface, "AT_ONCE", at_once)
+    monkeypatch.setattr(surface, "CROWDED", crowded)
+    rng, grid, spacing = np.random.default_rng(5), (21, 30, 17), np.array([2.5, 0.7, 0.9])
+    free = rng.random(grid) >= share
+    points = np.flatnonzero(rng.random(grid) < 0.2)
+    expected = ndimage.distance_transform_edt(free, spacing).ravel()[points]
+    found = surface.nearest_mm(points, np.flatnonzero(~free), grid, spacing)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
 def test_area_of_a_box_and_a_ball() -> None:
     """A box of n voxels an edge has its six faces less the clipped edges and corners; a ball nears 4 pi r^2."""
     box = np.zeros((6, 7, 8), bool)

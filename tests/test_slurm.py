@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -91,6 +92,11 @@ def whole_losses(store: Path, runs: Path) -> list[float]:
         run = trained_here(config.load("debug", [f"--{key}={value}" for key, value in long.items()]), "whole")
         stopping.result()
     return [row["train/loss"] for row in read_metrics(run)][:STEPS]
+
+
+def last(run: Path) -> dict[str, Any]:
+    """The run's last line."""
+    return read_metrics(run)[-1]
 
 
 def step(run: Path) -> int:
@@ -183,13 +189,14 @@ class Lives:
 
     def went_on(self, slurm: Cluster, name: str) -> None:
         """Started anew once, it has the uninterrupted run's losses, each step once, beyond where it was."""
-        run, before = self.run(name), read_summary(self.run(name)).get("step", 0)
-        until(lambda: read_summary(run).get("attempt") == 2 and step(run) > max(before, STEPS), 100)
+        run, job, before = self.run(name), self.jobs[name], read_summary(self.run(name)).get("step", 0)
+        (log,) = run.glob("train-*.out")  # one for both
+        until(lambda: last(run)["attempt"] == 2 and last(run)["step"] > max(before, STEPS), 100, lambda: slurm.told(job, log))
         rows = read_metrics(run)
-        assert slurm.job(self.jobs[name], "Restarts") == "1" and {row["attempt"] for row in rows} == {1, 2}
+        assert slurm.job(job, "Restarts") == "1" and {row["attempt"] for row in rows} == {1, 2}
         assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
         assert [row["train/loss"] for row in rows[:STEPS]] == self.whole
-        assert len(list(run.glob("train-*.out"))) == 1  # one log for both
+        assert list(run.glob("train-*.out")) == [log]
 
 
 @pytest.fixture(scope="module")
@@ -255,7 +262,7 @@ def test_a_cancelled_job_leaves_nothing(slurm: Cluster, lives: Lives) -> None:
 
 def test_a_lost_node_is_left_for_another(slurm: Cluster, lives: Lives) -> None:
     """Its slurmd and all its processes are gone: the job begins again elsewhere, from its last checkpoint."""
-    slurm.call("scontrol", "release", lives.jobs["lost"])
+    assert not slurm.call("scontrol", "release", lives.jobs["lost"]).returncode
     lives.went_on(slurm, "lost")
     assert slurm.job(lives.jobs["lost"], "NodeList") in ("n1", "n2")
     slurm.call("scancel", "--user=root")  # that of test_a_preempted_job as well: its node is wanted

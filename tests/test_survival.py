@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from slurm_cluster import until
 from small import LAUNCH, comm, launched, make_store, rank_process, reached, started
 
 from pants_dist import config, launch
@@ -124,6 +125,42 @@ def test_an_exception_ends_all_ranks_and_is_shown_first(store: Path, tmp_path: P
     assert read_summary(tmp_path / "run")["state"] == "failed" and time.monotonic() - begun < 120
 
 
+OWNER = """
+import os, subprocess, sys, time
+from pants_dist import cluster
+with cluster.private_folder() as folder:
+    subprocess.Popen([sys.executable, "-c", sys.argv[1], sys.argv[2], str(folder)], env=os.environ | {"TMPDIR": str(folder)})
+    time.sleep(100)
+"""
+ORPHAN = """
+import os, sys, time
+held = open(sys.argv[2] + "/held", "w")
+open(sys.argv[1], "w").close()
+while os.path.exists(sys.argv[1]):
+    time.sleep(0.01)
+time.sleep(1)
+with open(sys.argv[1] + ".saw", "w") as out:
+    out.write(f"{os.path.exists(held.name)} {sys.argv[2]}")
+"""
+
+
+def test_what_a_killed_launcher_leaves_is_swept_last(tmp_path: Path) -> None:
+    """A process below it that dies a second later still had its temporary folder, which then goes.
+
+    A rank whose readers went first would say that it failed of its own, and the run would not go on.
+    """
+    there, saw = tmp_path / "there", tmp_path / "there.saw"
+    owner = subprocess.Popen([sys.executable, "-c", OWNER, ORPHAN, str(there)])
+    until(there.exists, 30)
+    owner.kill()
+    owner.wait()
+    there.unlink()
+    until(lambda: saw.exists() and saw.read_text(), 30)
+    whole, folder = saw.read_text().split()
+    assert whole == "True"
+    until(lambda: not Path(folder).exists(), 30)
+
+
 @contextlib.contextmanager
 def two_nodes(wanted: config.Settings, **environment: str) -> Iterator[list[subprocess.Popen]]:
     """A launcher for each of two nodes, both on this machine, as srun would start them. At the end they are killed."""
@@ -153,7 +190,8 @@ def test_a_lost_node(store: Path, tmp_path: Path) -> None:
         ranks = [rank_process(node.pid, rank) for rank, node in enumerate(nodes)]
         nodes[1].kill()
         assert nodes[0].wait(60) == 1, log.read_text()
-        assert "node 0: not all 2 nodes were there in 15 s; one is lost" in log.read_text()
+        said = log.read_text()
+        assert "node 0: not all 2 nodes were there in 15 s; one is lost" in said, said
         assert read_summary(run)["state"] == "failed" and saved_step(run) > 3
         assert not [pid for pid in ranks if comm(pid).startswith("pants rank")]
 
