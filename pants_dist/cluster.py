@@ -162,7 +162,8 @@ def _janitor(folder: Path) -> Iterator[None]:
 
 
 def sweep(folder: Path) -> None:
-    """Kill every process that has a file of this Ray's private folder open, but the one we work for; remove the folder."""
+    """Kill every process that has a file of this private folder open, but the one we work for; remove the folder."""
+    _let_die(folder)
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getppid():
             with contextlib.suppress(OSError):  # it ended, or is not ours
@@ -171,12 +172,12 @@ def sweep(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def let_die(folder: Path, most_s: float = DYING_S) -> None:
-    """Wait for those whose temporary folder it is: agent and ranks die one after the other once who started them is gone.
+def _let_die(folder: Path) -> None:
+    """Wait for those whose temporary folder it is: once a launcher is killed, agent and ranks die, one after the other.
 
-    To a rank that outlives its readers, or their folder, that would be an error of its own.
+    To a rank that outlives its readers, or their folder, that would be an error of its own, after which no run goes on.
     """
-    deadline = time.monotonic() + most_s
+    deadline = time.monotonic() + DYING_S
     while time.monotonic() < deadline and any(f"TMPDIR={folder}".encode() in words for words in _environments()):
         time.sleep(0.05)
 
@@ -298,5 +299,4 @@ def run_on_nodes(
 
 if __name__ == "__main__":
     sys.stdin.read()  # ends when the process that started us does
-    let_die(Path(sys.argv[1]))
     sweep(Path(sys.argv[1]))

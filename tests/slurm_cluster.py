@@ -48,7 +48,7 @@ ReturnToService=2
 JobRequeue=1
 KillWait=5
 MaxArraySize=20
-SlurmdTimeout=10
+SlurmdTimeout=300
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 

@@ -191,7 +191,7 @@ class Lives:
         """Started anew once, it has the uninterrupted run's losses, each step once, beyond where it was."""
         run, job, before = self.run(name), self.jobs[name], read_summary(self.run(name)).get("step", 0)
         (log,) = run.glob("train-*.out")  # one for both
-        until(lambda: last(run)["attempt"] == 2 and last(run)["step"] > max(before, STEPS), 100, lambda: slurm.told(job, log))
+        until(lambda: last(run)["attempt"] == 2 and last(run)["step"] > max(before, STEPS), 200, lambda: slurm.told(job, log))
         rows = read_metrics(run)
         assert slurm.job(job, "Restarts") == "1" and {row["attempt"] for row in rows} == {1, 2}
         assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
@@ -247,6 +247,7 @@ def test_a_preempted_job_goes_on(slurm: Cluster, lives: Lives) -> None:
     """A job of a partition with priority takes its node, and gives it back."""
     assert slurm.ended(lives.jobs["urgent"]) == "COMPLETED"
     lives.went_on(slurm, "preempted")
+    slurm.call("scancel", lives.jobs["preempted"])  # the machine is wanted by others
 
 
 def test_a_cancelled_job_leaves_nothing(slurm: Cluster, lives: Lives) -> None:
@@ -265,7 +266,7 @@ def test_a_lost_node_is_left_for_another(slurm: Cluster, lives: Lives) -> None:
     assert not slurm.call("scontrol", "release", lives.jobs["lost"]).returncode
     lives.went_on(slurm, "lost")
     assert slurm.job(lives.jobs["lost"], "NodeList") in ("n1", "n2")
-    slurm.call("scancel", "--user=root")  # that of test_a_preempted_job as well: its node is wanted
+    slurm.call("scancel", "--user=root")  # its node is wanted
     until(lambda: not slurm.call("squeue", "--noheader").stdout, 60)
 
 
