@@ -210,7 +210,11 @@ def _look_around(
 
 
 def _worthwhile(taken: np.ndarray, place: np.ndarray, offsets: np.ndarray) -> int:
-    """How many places around each point to look up before the others ask: what takes least time for a sample of them."""
+    """How many places around each point to look up before the others ask: all, or, of very many points, what takes least
+    time for a sample of them.
+    """
+    if place.size < AT_ONCE:
+        return offsets.size
     sample = place[:: place.size // SAMPLE + 1]
     hits = np.column_stack([taken[sample[:, None] + offsets], np.ones(sample.size, bool)])
     found = np.bincount(hits.argmax(axis=1), minlength=offsets.size + 1).cumsum()
