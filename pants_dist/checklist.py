@@ -113,9 +113,10 @@ def _data(study: Study) -> Facts:
     rows, settings = study.rows, study.settings
     sources = [f"{len(rows):,} cases of {rows.loc[rows['center'] != UNKNOWN, 'center'].nunique():,} centers or groups"]
     sources += [f"{name}s {study.counts(column)}" for name, column in (("dataset", "dataset"), ("year", "study_year"))
-                if study.has(column)]  # fmt: skip  # an age of 0 is none
+                if study.has(column)]  # fmt: skip
     known = [name for name in ("sex", "age", "phase", "manufacturer") if study.has(name)]
-    unknown = ", ".join(f"{name} {int(texts_of(study.rows[name]).isin([UNKNOWN, '0', '0.0']).sum()):,}" for name in known)
+    blank = [UNKNOWN, "0", "0.0"]  # an age of 0 is none
+    unknown = ", ".join(f"{name} {int(texts_of(study.rows[name]).isin(blank).sum()):,}" for name in known)
     acquired = [f"{name}s {study.counts(name)}" for name in ("manufacturer", "phase") if study.has(name)]
     if study.has("spacing_z_mm"):
         low, middle, high = pd.to_numeric(rows["spacing_z_mm"], errors="coerce").quantile([0, 0.5, 1])

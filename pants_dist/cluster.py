@@ -177,16 +177,13 @@ def _let_die(folder: Path) -> None:
 
     To a rank that outlives its readers, or their folder, that would be an error of its own, after which no run goes on.
     """
+    import psutil
+
     deadline = time.monotonic() + DYING_S
-    while time.monotonic() < deadline and any(f"TMPDIR={folder}".encode() in words for words in _environments()):
+    while any((each.info["environ"] or {}).get("TMPDIR") == str(folder) for each in psutil.process_iter(["environ"])):
+        if time.monotonic() > deadline:
+            return
         time.sleep(0.05)
-
-
-def _environments() -> Iterator[list[bytes]]:
-    """The words of each process's environment that we may see."""
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):  # it ended, is not ours, or is no process
-            yield (entry / "environ").read_bytes().split(b"\0")
 
 
 def _short_folder() -> str:

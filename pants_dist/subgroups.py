@@ -65,7 +65,7 @@ def sphere_diameter_mm(volumes_mm3: Iterable[Any]) -> np.ndarray:
 
 def texts_of(cells: pd.Series) -> pd.Series:
     """Each cell's text in one spelling, "unknown" where it is blank."""
-    return cells.map(lambda cell: UNKNOWN if pd.isna(cell) or tidy(cell) in EMPTY_CELLS else tidy(cell))
+    return cells.map(lambda cell: UNKNOWN if pd.isna(cell) or (text := tidy(cell)) in EMPTY_CELLS else text)
 
 
 def subgroups_of(rows: pd.DataFrame, by: Sequence[str]) -> pd.Series:

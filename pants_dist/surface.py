@@ -20,11 +20,12 @@ from pants_dist.surfels import surfel_areas
 
 SLAB = 16  # slices whose neighbor codes are made at once, so that they stay in cache
 CROWDED = 16  # a distance transform takes about as long a voxel as a sixteenth of a query of the tree
-AT_ONCE = 1 << 20  # points that are looked at together: a scan of noise has a hundred million
+AT_ONCE = 1 << 20  # points that are looked at together: a scan of noise has very many
 SAMPLE, QUERY = 256, 300  # points that stand for these; a query of the tree takes as long as so many look-ups
 PLACES, REACH = 150, 8  # how many places around a surface element are looked up, and how many voxels away at most
 
 Box = tuple[slice, slice, slice]
+Nearest = Callable[[np.ndarray], np.ndarray]  # the target nearest to each of some places, both (n, 3): z, y, x
 
 
 @dataclass(frozen=True)
@@ -160,9 +161,6 @@ def nearest_mm(points: np.ndarray, targets: np.ndarray, grid: tuple[int, ...], s
             here = np.stack(np.unravel_index(points[some], grid), axis=1)
             distances[some] = np.sqrt((((nearest(here) - here) * spacing) ** 2).sum(axis=1))
     return distances
-
-
-Nearest = Callable[[np.ndarray], np.ndarray]  # the target nearest to each of some places, both (n, 3): z, y, x
 
 
 def _by_tree(targets: np.ndarray, grid: tuple[int, ...], spacing: np.ndarray) -> Nearest:

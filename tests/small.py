@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -102,9 +103,14 @@ def started(wanted: Settings, name: str, **environment: str) -> subprocess.Popen
         return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | environment)
 
 
+def last_row(run: Path) -> dict[str, Any]:
+    """The run's last line, step and attempt 0 before its first."""
+    return (read_metrics(run) or [{"step": 0, "attempt": 0}])[-1]
+
+
 def reached(run: Path, step: int, processes: list[subprocess.Popen]) -> None:
     """Wait until the run has logged this step, with all processes alive."""
-    while (read_metrics(run) or [{"step": 0}])[-1]["step"] < step:
+    while last_row(run)["step"] < step:
         assert all(process.poll() is None for process in processes), (run.parent / "log").read_text()
         time.sleep(0.02)
 

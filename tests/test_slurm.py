@@ -8,12 +8,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from slurm_cluster import SLOWER, Cluster, until
-from small import make_store, trained_here
+from small import last_row, make_store, trained_here
 from sources import files_of, write_pants
 
 from pants_dist import cli, cluster, config, jobs
@@ -94,9 +93,10 @@ def whole_losses(store: Path, runs: Path) -> list[float]:
     return [row["train/loss"] for row in read_metrics(run)][:STEPS]
 
 
-def last(run: Path) -> dict[str, Any]:
-    """The run's last line."""
-    return read_metrics(run)[-1]
+def later(run: Path, attempt: int, beyond: int) -> bool:
+    """Whether this attempt has logged a step beyond another. summary.json tells of an attempt before its first step."""
+    row = last_row(run)
+    return row["attempt"] == attempt and row["step"] > beyond
 
 
 def step(run: Path) -> int:
@@ -191,7 +191,7 @@ class Lives:
         """Started anew once, it has the uninterrupted run's losses, each step once, beyond where it was."""
         run, job, before = self.run(name), self.jobs[name], read_summary(self.run(name)).get("step", 0)
         (log,) = run.glob("train-*.out")  # one for both
-        until(lambda: last(run)["attempt"] == 2 and last(run)["step"] > max(before, STEPS), 200, lambda: slurm.told(job, log))
+        until(lambda: later(run, 2, max(before, STEPS)), 200, lambda: slurm.told(job, log))
         rows = read_metrics(run)
         assert slurm.job(job, "Restarts") == "1" and {row["attempt"] for row in rows} == {1, 2}
         assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
@@ -401,10 +401,10 @@ def test_five_requeues_in_a_row(how: str, slurm: Cluster, home: Path, store: Pat
     changes = {"train__steps": "100000", "train__checkpoint_minutes": "0.05"}
     job, run = submit_training(slurm, home, store, how, **changes), home / "runs" / how
     for attempt in range(1, 6):
-        until(lambda n=attempt: read_summary(run).get("attempt") == n and step(run) > 20 * n, 100)
+        until(lambda n=attempt: later(run, n, 20 * n), 100)
         words = ("scontrol", "requeue", job) if how == "requeue" else ("scancel", "--batch", "--signal=USR1", job)
         slurm.call(*words)
-    until(lambda: read_summary(run).get("attempt") == 6 and step(run) > 120, 100)
+    until(lambda: later(run, 6, 120), 100)
     pants_dist(slurm, home, "cancel", run)
     assert slurm.ended(job) == "CANCELLED" and slurm.job(job, "Restarts") == "5"
     rows, lines = read_metrics(run), (run / "metrics.jsonl").read_text().splitlines()

@@ -130,6 +130,12 @@ def wire(app: Dash, runs: Path) -> None:
             centerplots.detection_figure(centers, bool(dark)), centerplots.funnel_figure(cases, centers, metric, bool(dark)),
         )  # fmt: skip
 
+    _wire_table(app)
+
+
+def _wire_table(app: Dash) -> None:
+    """Filter and export, of what the browser has already."""
+
     @app.callback(Output("table", "dashGridOptions"), Input("filter", "value"), prevent_initial_call=True)
     def filtered(text: str) -> Patch:
         options = Patch()
